@@ -1,0 +1,6 @@
+"""Backends: each turns the graphs of a Program into callables."""
+
+from dit_compile.backends.eager import Eager
+from dit_compile.backends.inductor import Inductor
+
+ALL = (Inductor(), Eager())

@@ -1,0 +1,62 @@
+"""The eager backend: interprets each graph with reference operators. The oracle for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from dit_compile.ir.program import Program
+
+
+class Eager:
+    """Runs a graph node by node."""
+
+    name = "eager"
+
+    def supports(self, program: Program) -> list[str]:
+        """Every Program can be interpreted."""
+        return []
+
+    def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
+        """An interpreter for one graph."""
+        module = program.graphs[graph]
+
+        def run(*args: Any) -> Sequence[torch.Tensor]:
+            return fx.Interpreter(module, garbage_collect_values=True).run(*args)  # type: ignore[no-any-return]
+
+        return run
+
+
+class InDouble(fx.Interpreter):
+    """Interprets a graph in float64: inputs, constants and dtype arguments are widened."""
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """An input, widened."""
+        return widen(super().placeholder(target, args, kwargs))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """An operator whose dtype arguments are widened."""
+        args, kwargs = torch.utils._pytree.tree_map(_wide_dtype, (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+
+_WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
+
+
+def widen(value: Any) -> Any:
+    """A tensor in double precision; anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.dtype in _WIDE:
+        return value.to(_WIDE[value.dtype])
+    return value
+
+
+def _wide_dtype(value: Any) -> Any:
+    return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value

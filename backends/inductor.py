@@ -1,0 +1,56 @@
+"""The Inductor backend: each graph through ``torch._inductor.compile_fx``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+
+import torch
+
+from torch._guards import TracingContext, tracing
+from torch._inductor.compile_fx import compile_fx
+from torch._subclasses import FakeTensorMode
+
+from dit_compile.errors import BackendError
+from dit_compile.ir.program import Program, copy_graph, placeholders
+
+
+class Inductor:
+    """Compiles to C++ on CPU and Triton on GPU."""
+
+    name = "inductor"
+
+    def supports(self, program: Program) -> list[str]:
+        """Inductor compiles everything that AOTAutograd can trace."""
+        return []
+
+    def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
+        """One graph, compiled. Own operators decompose while AOTAutograd traces."""
+        module = copy_graph(program.graphs[graph])
+        fakes = [node.meta["val"] for node in placeholders(module.graph)]
+        try:
+            with _context(program.fake_mode):
+                compiled = compile_fx(module, fakes)
+        except Exception as error:
+            raise BackendError(
+                f"Inductor cannot compile graph @{graph}: {type(error).__name__}: {error}"
+            ) from error
+        return compiled  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _context(mode: FakeTensorMode) -> Iterator[None]:
+    """A tracing context under ``mode``: without a ShapeEnv Inductor's cache is bypassed."""
+    current = TracingContext.try_get()
+    if current is None:
+        with tracing(TracingContext(mode)):
+            yield
+        return
+    saved, current.fake_mode = current.fake_mode, mode
+    try:
+        yield
+    finally:
+        current.fake_mode = saved
+
+

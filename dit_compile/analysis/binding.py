@@ -1,0 +1,134 @@
+"""Binding times: which values are fixed for good, for a generation, for a step, or not at all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from dit_compile.analysis.tokens import find_tokens
+from dit_compile.errors import AnalysisError, BindingError, suggest
+from dit_compile.ir.program import Binding, InputKind, Program, placeholders
+from dit_compile.ir.verifier import is_random
+
+aten = torch.ops.aten
+
+_PERIODIC = {aten.sin.default, aten.cos.default}
+#: Products that leave the sinusoid's path: past them a value is an embedding, not an angle.
+_EMBEDS = {aten.linear.default, aten.matmul.default, aten.mm.default, aten.addmm.default}
+
+
+def node_bindings(program: Program, graph: fx.Graph | None = None) -> dict[fx.Node, Binding]:
+    """The binding time of each node: the latest of its arguments'; random nodes are ``LATENT``."""
+    bindings: dict[fx.Node, Binding] = {}
+    for node in (graph or program.main).nodes:
+        if node.op == "placeholder":
+            spec = program.inputs.get(str(node.target))
+            bindings[node] = spec.binding if spec else Binding.LATENT
+        elif node.op == "call_function" and is_random(node):
+            bindings[node] = Binding.LATENT
+        else:
+            known = [bindings[arg] for arg in node.all_input_nodes]
+            bindings[node] = max(known, default=Binding.WEIGHT)
+    return bindings
+
+
+def timestep_candidates(program: Program) -> tuple[str, ...]:
+    """Names of user inputs that look like a timestep, in input order.
+
+    A candidate is a scalar, ``[B]`` or ``[B, N]`` input that feeds both a sine and a cosine of
+    itself times frequencies, whose result is then *embedded by a linear*. Rotary position ids feed
+    sines and cosines too, but those multiply queries and keys. A guidance scale, or a size given
+    as a condition, cannot be told from a timestep by structure; see :func:`settle`.
+    """
+    found = []
+    for node in placeholders(program.main):
+        spec = program.inputs.get(str(node.target))
+        value = node.meta.get("val")
+        if spec is None or spec.kind is not InputKind.USER or not isinstance(value, torch.Tensor):
+            continue
+        if value.dim() <= 2 and value.dtype is not torch.bool and _is_embedded_angle(node):
+            found.append(spec.name)
+    return tuple(found)
+
+
+def _is_embedded_angle(start: fx.Node) -> bool:
+    """Whether ``start`` reaches a sine and a cosine, and those reach a linear's input."""
+    angles = {node for node in _reach(start, stop=_PERIODIC | _EMBEDS) if node.target in _PERIODIC}
+    if {node.target for node in angles} != _PERIODIC:
+        return False
+    return all(
+        any(node.target in _EMBEDS for node in _reach(angle, stop=_EMBEDS | _mixing()))
+        for angle in angles
+    )
+
+
+def _mixing() -> set[object]:
+    """Operators at which an angle's sine meets the stream: it is a rotation, not an embedding."""
+    return {aten.scaled_dot_product_attention.default}
+
+
+def _reach(start: fx.Node, *, stop: set[object]) -> list[fx.Node]:
+    """Nodes reachable from ``start``; nothing is followed past an operator in ``stop``."""
+    seen: dict[fx.Node, None] = {}
+    queue = deque(start.users)
+    while queue:
+        node = queue.popleft()
+        if node in seen:
+            continue
+        seen[node] = None
+        if node.target not in stop:
+            queue.extend(node.users)
+    return list(seen)
+
+
+def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
+    """Set the bindings of user inputs from structure and declaration, in place.
+
+    An input that nothing settles stays ``LATENT`` and unsettled, which is never wrong, only
+    slower. One timestep candidate settles itself; among several, the caller or what changes from
+    call to call decides.
+
+    Args:
+        program: the Program.
+        declared: binding by argument name, such as ``{"img_ids": "invariant"}``.
+
+    Raises:
+        BindingError: an unknown argument or binding.
+    """
+    candidates = timestep_candidates(program)
+    if len(candidates) == 1:
+        program.bind(candidates[0], Binding.TIMESTEP)
+    latent = _denoised(program)
+    if latent is not None:
+        program.bind(latent, Binding.LATENT)
+    users = {spec.path: spec for spec in program.of_kind(InputKind.USER)}
+    for path, text in (declared or {}).items():
+        if path not in users:
+            raise BindingError(
+                f"bindings: the model has no input {path!r}{suggest(path, users)}; "
+                f"inputs are {', '.join(users)}"
+            )
+        try:
+            binding = Binding[str(text).upper()]
+        except KeyError:
+            raise BindingError(
+                f"bindings: {path!r} cannot be {text!r}; "
+                "choose invariant, timestep or latent"
+            ) from None
+        if binding is Binding.WEIGHT:
+            raise BindingError(
+                f"bindings: {path!r} is an argument of the call, so it is never fixed for good; "
+                "choose invariant"
+            )
+        program.bind(users[path].name, binding)
+
+
+def _denoised(program: Program) -> str | None:
+    """The input that is being denoised: the one whose tokens the result is made of."""
+    try:
+        return str(find_tokens(program).latent.target)
+    except AnalysisError:
+        return None

@@ -1,0 +1,261 @@
+"""From torch-level FX graphs to functional pre-dispatch ATen, and what must be tidied after it."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._functorch.aot_autograd import aot_export_module
+from torch._guards import TracingContext
+from torch._subclasses import FakeTensor, FakeTensorMode
+
+from dit_compile.errors import CaptureError
+from dit_compile.ir.fake import evaluate, leaves
+from dit_compile.ir.program import output_node
+
+aten = torch.ops.aten
+
+_ASSERTS = {aten._assert_tensor_metadata.default, aten._assert_async.msg}
+_AUTOCAST = {torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast}
+_INLINED = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled,
+    torch.ops.higher_order.wrap_with_autocast,
+}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A functional graph and what its leading outputs mean.
+
+    Attributes:
+        module: the graph; placeholders are the lifted attributes, then the inputs in order.
+        lifted: names of attributes of the traced module that became leading placeholders.
+        mutated: for each leading output, the position of the input that it must be copied into.
+    """
+
+    module: fx.GraphModule
+    lifted: tuple[str, ...]
+    mutated: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def _tracing_under(mode: FakeTensorMode) -> Iterator[None]:
+    """Make ``mode`` the tracing context's, so that symbolic sizes and guards reach Dynamo."""
+    context = TracingContext.try_get()
+    if context is None:
+        yield
+        return
+    saved, context.fake_mode = context.fake_mode, mode
+    try:
+        yield
+    finally:
+        context.fake_mode = saved
+
+
+def trace(module: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode) -> Traced:
+    """Trace ``module`` on ``fakes`` to functional pre-dispatch ATen.
+
+    Raises:
+        CaptureError: an input mutation that cannot be expressed as an output.
+    """
+    with _tracing_under(mode):
+        traced, signature = aot_export_module(
+            module, list(fakes), trace_joint=False, pre_dispatch=True
+        )
+    lifted = (*signature.parameters, *signature.buffers)
+    if signature.buffers_to_mutate:
+        names = ", ".join(map(str, signature.buffers_to_mutate.values()))
+        raise CaptureError(f"the graph writes to its own constant {names}; pass it as an input")
+    position = {name: i for i, name in enumerate(signature.user_inputs)}
+    mutated = tuple(position[name] for name in signature.user_inputs_to_mutate.values())
+    return Traced(traced, lifted, mutated)
+
+
+def tidy(module: fx.GraphModule, mode: FakeTensorMode, *, training: bool) -> None:
+    """Bring a traced graph into the form that passes rely on, in place.
+
+    Nested graphs that only set a mode are inlined, autocast's casts become operators, metadata
+    assertions and (unless ``training``) gradient-mode switches go away, ``aten.copy`` becomes
+    operators that have a derivative, and each node gets a fake value.
+    """
+    _inline_mode_regions(module)
+    _erase_assertions(module.graph)
+    _name_values(module.graph, mode)
+    if _uses_autocast(module.graph):
+        _make_casts_explicit(module.graph, mode)
+    if not training:
+        _erase_grad_mode(module.graph)
+    _replace_copies(module.graph, mode)
+    module.graph.lint()
+    module.recompile()
+
+
+def _inline_mode_regions(module: fx.GraphModule) -> None:
+    """Inline the bodies of ``wrap_with_autocast`` and ``wrap_with_set_grad_enabled``."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target not in _INLINED:
+            continue
+        body_at = next(
+            i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
+        )
+        handle = node.args[body_at]
+        body = getattr(module, str(handle.target))
+        _inline_mode_regions(body)
+        mapping: dict[fx.Node, Any] = dict(
+            zip(body.graph.find_nodes(op="placeholder"), node.args[body_at + 1 :], strict=True)
+        )
+        with graph.inserting_before(node):
+            for inner in body.graph.nodes:
+                if inner.op == "get_attr":
+                    name = f"{handle.target}_{inner.target}".replace(".", "_")
+                    setattr(module, name, getattr(body, str(inner.target)))
+                    mapping[inner] = graph.get_attr(name)
+                    mapping[inner].meta.update(inner.meta)
+                elif inner.op == "call_function":
+                    mapping[inner] = graph.node_copy(inner, lambda old, m=mapping: m[old])
+        results = fx.map_arg(output_node(body.graph).args[0], lambda old, m=mapping: m[old])
+        if isinstance(results, fx.Node):
+            results = (results,)
+        for user in list(node.users):
+            assert user.target is operator.getitem
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index,arg-type]
+            graph.erase_node(user)
+        graph.erase_node(node)
+        if not handle.users:  # type: ignore[union-attr]
+            graph.erase_node(handle)  # type: ignore[arg-type]
+
+
+def _erase_assertions(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.target in _ASSERTS and not node.users:
+            graph.erase_node(node)
+
+
+def _erase_grad_mode(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.target is torch._C._set_grad_enabled:
+            graph.erase_node(node)
+
+
+def _name_values(graph: fx.Graph, mode: FakeTensorMode) -> None:
+    """Give a fake value to the nodes that tracing left without one."""
+    for node in graph.nodes:
+        if node.op == "call_function" and "val" not in node.meta and _is_operator(node):
+            node.meta["val"] = evaluate(node, mode)
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) or node.target in {
+        operator.getitem,
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+        operator.mod,
+        operator.truediv,
+        operator.pow,
+        operator.neg,
+        torch.sym_max,
+        torch.sym_min,
+        torch.sym_float,
+    }
+
+
+def _uses_autocast(graph: fx.Graph) -> bool:
+    ambient = torch.is_autocast_enabled("cpu") or (
+        torch.cuda.is_available() and torch.is_autocast_enabled("cuda")
+    )
+    return ambient or any(node.target in _AUTOCAST for node in graph.nodes)
+
+
+def _make_casts_explicit(graph: fx.Graph, mode: FakeTensorMode) -> None:
+    """Under autocast an operator's recorded result may have another dtype than its arguments give.
+
+    Each node is evaluated again with autocast off; where the dtype differs, its floating-point
+    arguments are cast to the recorded one, which is what autocast's own wrappers do.
+    """
+    for node in list(graph.nodes):
+        if node.target in _AUTOCAST:
+            continue
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        want = next((v.dtype for v in leaves(node.meta["val"]) if isinstance(v, FakeTensor)), None)
+        if want is None or not want.is_floating_point or _dtype_without_autocast(node, mode) == want:
+            continue
+
+        def cast(arg: fx.Node, to: torch.dtype = want, at: fx.Node = node) -> fx.Node:
+            value = arg.meta["val"]
+            if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
+                return arg
+            if value.dtype == to:
+                return arg
+            with graph.inserting_before(at):
+                new = graph.call_function(aten._to_copy.default, (arg,), {"dtype": to})
+            new.meta.update({k: v for k, v in at.meta.items() if k != "val"})
+            new.meta["val"] = evaluate(new, mode)
+            return new
+
+        node.args = fx.map_arg(node.args, cast)  # type: ignore[assignment]
+        node.kwargs = fx.map_arg(node.kwargs, cast)  # type: ignore[assignment]
+        if _dtype_without_autocast(node, mode) != want:
+            raise CaptureError(f"cannot make autocast explicit for {node.target} (%{node.name})")
+    for node in reversed(list(graph.nodes)):
+        if node.target in _AUTOCAST:
+            graph.erase_node(node)
+
+
+def _dtype_without_autocast(node: fx.Node, mode: FakeTensorMode) -> torch.dtype | None:
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        try:
+            value = evaluate(node, mode)
+        except (RuntimeError, TypeError):  # mixed dtypes that only autocast accepts
+            return None
+    return next((v.dtype for v in leaves(value) if isinstance(v, torch.Tensor)), None)
+
+
+def _replace_copies(graph: fx.Graph, mode: FakeTensorMode) -> None:
+    """``aten.copy(a, b)``, which has no derivative, becomes ``b`` cast and expanded to ``a``."""
+    for node in list(graph.find_nodes(op="call_function", target=aten.copy.default)):
+        target, source = node.args[0].meta["val"], node.args[1]
+        with graph.inserting_before(node):
+            made = []
+            new = source
+            if source.meta["val"].dtype != target.dtype:
+                new = graph.call_function(aten._to_copy.default, (new,), {"dtype": target.dtype})
+                made.append(new)
+            if source.meta["val"].dim() != target.dim() or not all(
+                isinstance(a, int) and a == b
+                for a, b in zip(source.meta["val"].shape, target.shape, strict=True)
+            ):
+                sizes = _size_arguments(graph, node.args[0])
+                new = graph.call_function(aten.expand.default, (new, sizes))
+                made.append(new)
+            if not made:
+                new = graph.call_function(aten.clone.default, (new,))
+                made.append(new)
+        for fresh in made:
+            fresh.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+            fresh.meta["val"] = evaluate(fresh, mode)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _size_arguments(graph: fx.Graph, like: fx.Node) -> list[Any]:
+    """The sizes of ``like``, symbolic ones read from it by a node of the graph."""
+    sizes: list[Any] = []
+    for dim, size in enumerate(like.meta["val"].shape):
+        if isinstance(size, int):
+            sizes.append(size)
+            continue
+        reader = graph.call_function(aten.sym_size.int, (like, dim))
+        reader.meta["val"] = size
+        sizes.append(reader)
+    return sizes

@@ -1,0 +1,1 @@
+"""Bundled checkpoints, as safetensors files: data only, no code."""

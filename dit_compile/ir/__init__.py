@@ -1,0 +1,1 @@
+"""The intermediate representation: Programs, their text, their verifier and their differences."""

@@ -1,0 +1,121 @@
+"""Fake values: what each node's result looks like, and how to compute it for a new node."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils import _pytree as pytree
+
+from dit_compile.errors import VerificationError
+
+
+def value_of(node: fx.Node) -> Any:
+    """The fake value of ``node``.
+
+    Raises:
+        VerificationError: the node carries none.
+    """
+    try:
+        return node.meta["val"]
+    except KeyError:
+        raise VerificationError(
+            f"node %{node.name} has no fake value; make nodes with Rewriter.call"
+        ) from None
+
+
+def tensor_of(node: fx.Node) -> FakeTensor:
+    """The fake tensor of a node that yields exactly one tensor."""
+    value = value_of(node)
+    if not isinstance(value, torch.Tensor):
+        raise VerificationError(f"node %{node.name} does not yield a tensor but {type(value)}")
+    return value  # type: ignore[return-value]
+
+
+def fake_arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``node``'s arguments with nodes replaced by their fake values."""
+    args = fx.map_arg(node.args, value_of)
+    kwargs = fx.map_arg(node.kwargs, value_of)
+    return tuple(args), dict(kwargs)  # type: ignore[arg-type]
+
+
+def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
+    """Run ``node``'s operator on its arguments' fake values and return the fake result."""
+    args, kwargs = fake_arguments(node)
+    with mode, torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The tensors and numbers of a node's value in order."""
+    yield from pytree.tree_leaves(value)
+
+
+def same_size(left: Any, right: Any) -> bool:
+    """Whether two sizes are equal for every binding of the symbols, without adding a guard."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    return bool(statically_known_true(left == right))
+
+
+def describe(value: Any) -> str:
+    """``bf16[2,4096,1152]`` for a tensor, the type's name otherwise."""
+    if isinstance(value, torch.Tensor):
+        sizes = ",".join(str(size) for size in value.shape)
+        return f"{dtype_name(value.dtype)}[{sizes}]"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(describe(item) for item in value) + ")"
+    return type(value).__name__
+
+
+_SHORT = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "b8",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Short name of a dtype, as printed in the IR."""
+    return _SHORT.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def mismatch(expected: Any, actual: Any) -> str | None:
+    """Say how two fake values differ in structure, shape, dtype or device; ``None`` if they agree.
+
+    Strides are not compared: a backend is free to choose the layout of intermediate values.
+    """
+    left, right = list(leaves(expected)), list(leaves(actual))
+    if len(left) != len(right):
+        return f"{len(right)} results, not {len(left)}"
+    for want, have in zip(left, right, strict=True):
+        if isinstance(want, torch.Tensor) != isinstance(have, torch.Tensor):
+            return f"a {type(have).__name__}, not a {type(want).__name__}"
+        if not isinstance(want, torch.Tensor):
+            continue
+        if want.dtype != have.dtype:
+            return f"dtype {dtype_name(have.dtype)}, not {dtype_name(want.dtype)}"
+        if want.device != have.device:
+            return f"device {have.device}, not {want.device}"
+        if want.dim() != have.dim() or not all(map(same_size, want.shape, have.shape)):
+            return f"shape {describe(have)}, not {describe(want)}"
+    return None
+
+
+def is_getitem(node: fx.Node) -> bool:
+    """Whether ``node`` picks one result of an operator with several."""
+    return node.op == "call_function" and node.target is operator.getitem

@@ -1,0 +1,81 @@
+"""A Program's fingerprint: equal for equal computations, whatever its nodes are called."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import fx
+
+from dit_compile.errors import VerificationError
+from dit_compile.ir.fake import describe
+from dit_compile.ir.printer import target_name
+from dit_compile.ir.program import Program, output_args
+
+
+def fingerprint(program: Program) -> str:
+    """Hash of all graphs, their outputs' meaning, the inputs' bindings and the schedule.
+
+    Renaming nodes, or ordering independent ones differently, changes nothing. Weights count by
+    path, shape and dtype, not by value.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(program.graphs):
+        digest.update(f"{name}:{graph_fingerprint(program, name)}".encode())
+        digest.update(repr([(out.kind.value, out.name) for out in program.outputs[name]]).encode())
+    for spec in program.inputs.values():
+        digest.update(f"{spec.path}:{spec.kind.value}:{spec.binding}".encode())
+    digest.update(repr(program.schedule).encode())
+    digest.update(repr(sorted(program.annotations.items())).encode())
+    return digest.hexdigest()
+
+
+def graph_fingerprint(program: Program, name: str) -> str:
+    """Hash of one graph: the multiset of its nodes, each by what it computes, and its outputs."""
+    graph = program.graphs[name].graph
+    hashes = node_hashes(graph, program)
+    digest = hashlib.sha256()
+    for item in sorted(hashes[node] for node in graph.nodes if node.op == "call_function"):
+        digest.update(item)
+    for arg in output_args(graph):
+        digest.update(hashes[arg] if isinstance(arg, fx.Node) else repr(arg).encode())
+    return digest.hexdigest()
+
+
+def node_hashes(graph: fx.Graph, program: Program | None = None) -> dict[fx.Node, bytes]:
+    """For each node, a hash of the expression it computes from the graph's inputs."""
+    hashes: dict[fx.Node, bytes] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        digest = hashlib.sha256()
+        if node.op == "placeholder":
+            spec = program.inputs.get(str(node.target)) if program else None
+            path = spec.path if spec else str(node.target)
+            digest.update(f"in {path} {describe(node.meta.get('val'))}".encode())
+        else:
+            digest.update(f"{node.op} {_target(node)}".encode())
+            _update(digest, node.args, hashes)
+            _update(digest, tuple(sorted(node.kwargs.items())), hashes)
+        hashes[node] = digest.digest()
+    return hashes
+
+
+def _target(node: fx.Node) -> str:
+    target = node.target
+    return str(target) if isinstance(target, torch._ops.OpOverload) else target_name(target)
+
+
+def _update(digest: Any, arg: Any, hashes: dict[fx.Node, bytes]) -> None:
+    if isinstance(arg, fx.Node):
+        if arg not in hashes:
+            raise VerificationError(f"%{arg.name} is used before it is made, or was erased")
+        digest.update(hashes[arg])
+    elif isinstance(arg, (list, tuple)):
+        digest.update(b"(")
+        for item in arg:
+            _update(digest, item, hashes)
+        digest.update(b")")
+    else:
+        digest.update(f"{type(arg).__name__}:{arg}".encode())

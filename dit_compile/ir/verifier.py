@@ -1,0 +1,229 @@
+"""The structural verifier: each pass leaves valid IR, so each pass may expect it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from dit_compile.errors import VerificationError
+from dit_compile.ir.fake import describe, evaluate, is_getitem, mismatch
+from dit_compile.ir.origin import Origin, origin_of
+from dit_compile.ir.printer import node_text, print_graph
+from dit_compile.ir.program import OutputKind, Program, output_args
+
+_CONTEXT_LINES = 5
+
+
+@dataclass
+class Verifier:
+    """Checks the invariants of the IR; remembers what it has checked, so a re-check is cheap.
+
+    A node is evaluated again only if its operator, arguments or recorded value have changed since
+    it was last found right, so the cost of a check follows the size of the change.
+    """
+
+    signature: list[Any] | None = None
+    _seen: dict[fx.Node, tuple[Any, ...]] = field(default_factory=dict)
+
+    def check(self, program: Program) -> None:
+        """Raise if ``program`` breaks an invariant.
+
+        Raises:
+            VerificationError: what is wrong, and ten lines of IR around it.
+        """
+        for name, module in program.graphs.items():
+            self._check_graph(program, name, module)
+        self._check_signature(program)
+
+    def _check_graph(self, program: Program, name: str, module: fx.GraphModule) -> None:
+        graph = module.graph
+        try:
+            graph.lint()
+        except RuntimeError as error:
+            raise VerificationError(f"graph @{name} does not lint: {error}") from error
+        for node in graph.nodes:
+            for problem in self._problems(program, module, node):
+                raise VerificationError(problem + "\n" + excerpt(program, name, node))
+        if len(program.outputs[name]) != len(output_args(graph)):
+            raise VerificationError(
+                f"graph @{name} returns {len(output_args(graph))} values but declares "
+                f"{len(program.outputs[name])}"
+            )
+        self._check_named_outputs(program, name)
+
+    def _problems(
+        self, program: Program, module: fx.GraphModule, node: fx.Node
+    ) -> Iterable[str]:
+        """The first problem of one node, as a sentence."""
+        if node.op == "placeholder":
+            if str(node.target) not in program.inputs:
+                yield f"placeholder %{node.name} is no declared input of the program"
+            return
+        if node.op == "output":
+            return
+        if node.op == "get_attr":
+            yield f"%{node.name} reads an attribute; make it an input of the program"
+            return
+        if node.op != "call_function":
+            yield f"%{node.name} is a {node.op}; only calls of operators are allowed"
+            return
+        if "val" not in node.meta:
+            if not program.training:
+                yield f"node %{node.name} has no fake value; make nodes with Rewriter.call"
+            return
+        key = _signature(node)
+        if self._seen.get(node) == key:
+            return
+        yield from self._first_problem(program, node)
+        self._seen[node] = key
+
+    def _first_problem(self, program: Program, node: fx.Node) -> Iterable[str]:
+        if mutates(node):
+            yield f"%{node.name} = {node.target} writes to its argument; use the functional form"
+            return
+        if not isinstance(node.meta.get("origin"), Origin):
+            yield f"node %{node.name} does not know its origin; make nodes with Rewriter.call"
+            return
+        try:
+            actual = evaluate(node, program.fake_mode)
+        except Exception as error:  # an operator may raise anything on bad arguments
+            first = str(error).strip().splitlines()
+            reason = first[0] if first else repr(error)
+            yield f"%{node.name} = {node.target} rejects its arguments: {reason}"
+            return
+        wrong = mismatch(node.meta["val"], actual)
+        if wrong:
+            yield (
+                f"%{node.name} claims {describe(node.meta['val'])}, but its operator "
+                f"{node.target} gives {wrong}"
+            )
+
+    def _check_named_outputs(self, program: Program, name: str) -> None:
+        values = output_args(program.graphs[name].graph)
+        for output, value in zip(program.outputs[name], values, strict=True):
+            if output.kind is OutputKind.USER:
+                continue
+            if output.name not in program.inputs:
+                raise VerificationError(
+                    f"graph @{name} returns {output.kind.value} {output.name!r}, which is no "
+                    "declared input of the program"
+                )
+            if output.kind is OutputKind.MUTATION:
+                continue
+            for _, module in program.graphs.items():
+                for node in module.graph.find_nodes(op="placeholder"):
+                    if str(node.target) != output.name:
+                        continue
+                    wrong = mismatch(node.meta["val"], value.meta["val"])
+                    if wrong:
+                        raise VerificationError(
+                            f"graph @{name} returns {output.name!r} with {wrong} than is read"
+                        )
+
+    def _check_signature(self, program: Program) -> None:
+        """User and mutation outputs must stay what they were when the verifier first looked."""
+        for name, _ in program.step_graphs():
+            values = output_args(program.graphs[name].graph)
+            have = [
+                _value(value)
+                for output, value in zip(program.outputs[name], values, strict=True)
+                if output.kind in (OutputKind.USER, OutputKind.MUTATION)
+            ]
+            if self.signature is None:
+                self.signature = have
+            if len(have) != len(self.signature):
+                raise VerificationError(
+                    f"graph @{name} returns {len(have)} results to the caller, not "
+                    f"{len(self.signature)}"
+                )
+            for position, (want, got) in enumerate(zip(self.signature, have, strict=True)):
+                wrong = mismatch(want, got)
+                if wrong:
+                    raise VerificationError(
+                        f"result {position} of graph @{name} has {wrong}; a pass must not change "
+                        "what the caller gets"
+                    )
+
+
+def check_printing(program: Program, name: str) -> None:
+    """Raise if a graph does not print the same twice.
+
+    Raises:
+        VerificationError: naming the first line that differs.
+    """
+    first, second = print_graph(program, name), print_graph(program, name)
+    for left, right in zip(first.splitlines(), second.splitlines(), strict=False):
+        if left != right:
+            raise VerificationError(f"graph @{name} prints differently twice: {left!r}, {right!r}")
+
+
+def mutates(node: fx.Node) -> bool:
+    """Whether ``node``'s operator writes to one of its arguments."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether two runs of ``node`` on equal arguments may differ."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in target.tags
+        and not (_is_idle_dropout(node))
+    )
+
+
+def _is_idle_dropout(node: fx.Node) -> bool:
+    """Dropout outside training, and attention with a dropout probability of zero, draw nothing."""
+    if node.target is torch.ops.aten.dropout.default:
+        return node.args[1] == 0 or node.args[2] is False
+    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+        return (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) == 0.0
+    return False
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether ``node`` may be merged with an equal one, or dropped when nobody uses it."""
+    if node.op != "call_function":
+        return False
+    if is_getitem(node):
+        return True
+    target: Callable[..., Any] | Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return not mutates(node) and not is_random(node) and not _asserts(target)
+    return getattr(target, "__module__", "") in ("_operator", "torch", "math")
+
+
+def _asserts(target: torch._ops.OpOverload) -> bool:
+    return not target._schema.returns
+
+
+def excerpt(program: Program, name: str, node: fx.Node) -> str:
+    """Ten lines of IR around ``node`` with its module path and the user's source line."""
+    nodes = [n for n in program.graphs[name].graph.nodes if n.op != "placeholder"]
+    at = nodes.index(node) if node in nodes else 0
+    lines = [f"  in graph @{name}:"]
+    for other in nodes[max(0, at - _CONTEXT_LINES) : at + _CONTEXT_LINES]:
+        marker = ">" if other is node else " "
+        text = "return ..." if other.op == "output" else node_text(other, program)
+        lines.append(f"  {marker} {text}")
+    origin = origin_of(node)
+    if origin.path:
+        lines.append(f"  module: {origin.path}")
+    if origin.source:
+        lines.append(f"  source: {origin.source}")
+    return "\n".join(lines)
+
+
+def _signature(node: fx.Node) -> tuple[Any, ...]:
+    """What must stay the same for an earlier check of ``node`` to hold."""
+    values = tuple(id(arg.meta.get("val")) for arg in node.all_input_nodes)
+    return node.target, node.args, tuple(node.kwargs.items()), id(node.meta["val"]), values
+
+
+def _value(arg: Any) -> Any:
+    return arg.meta["val"] if isinstance(arg, fx.Node) else arg

@@ -1,0 +1,26 @@
+"""Named pipelines. A preset is nothing but its text."""
+
+from __future__ import annotations
+
+from dit_compile.errors import OptionError, suggest
+
+_EXACT = "remove-noops,eliminate-common,fuse-qkv,fuse-adaln,eliminate-dead"
+
+PRESETS: dict[str, str] = {
+    "exact": _EXACT,
+    "balanced": f"{_EXACT},insert-block-cache{{method=interval,interval=2}}",
+    "fast": f"{_EXACT},insert-block-cache{{method=interval,interval=3}}",
+}
+
+
+def preset(name: str) -> str:
+    """The pipeline text of a preset.
+
+    Raises:
+        OptionError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise OptionError(
+            f"unknown preset {name!r}{suggest(name, PRESETS)}; presets are {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]

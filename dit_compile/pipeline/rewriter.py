@@ -1,0 +1,292 @@
+"""The Rewriter: the only way in which a pass edits a graph.
+
+It records what each rewrite removed and added, makes new nodes inherit their metadata, counts
+rewrites, keeps near misses, and can stop after a given number of rewrites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from dit_compile.capture.build import identifier
+from dit_compile.errors import PassError
+from dit_compile.ir.fake import evaluate
+from dit_compile.ir.origin import Origin, merge_origins, origin_of
+from dit_compile.ir.printer import node_text
+from dit_compile.ir.program import (
+    WEIGHTS,
+    Binding,
+    Input,
+    InputKind,
+    Output,
+    OutputKind,
+    Program,
+    output_args,
+    output_node,
+)
+from dit_compile.ir.verifier import is_pure
+
+
+class RewriteLimitReached(Exception):  # noqa: N818 - a signal between Rewriter and runner
+    """Ends a pass that has done as many rewrites as it may."""
+
+
+@dataclass
+class Rewrite:
+    """One rewrite: where it was, and the lines of IR it took away and put in their place."""
+
+    graph: str
+    path: str
+    removed: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A place that nearly matched, and why it did not."""
+
+    graph: str
+    path: str
+    node: str
+    reason: str
+    culprit: str = ""
+    source: str = ""
+
+
+class Rewriter:
+    """Edits one Program on behalf of one pass.
+
+    Args:
+        program: the Program to edit.
+        limit: the number of rewrites after which the pass is ended, ``None`` for no limit.
+    """
+
+    def __init__(self, program: Program, *, limit: int | None = None) -> None:
+        self.program = program
+        self.limit = limit
+        self.graph_name = ""
+        self.rewrites: list[Rewrite] = []
+        self.misses: list[Miss] = []
+        self.notes: list[str] = []
+        self._made: list[fx.Node] = []
+
+    # -- walking ---------------------------------------------------------------------------------
+
+    def graphs(self) -> Iterator[fx.Graph]:
+        """Each graph of the Program that serves steps, made the current one in turn."""
+        for name, module in list(self.program.step_graphs()):
+            self.graph_name = name
+            yield module.graph
+            self._close()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The current graph."""
+        return self.program.graphs[self.graph_name].graph
+
+    # -- editing ---------------------------------------------------------------------------------
+
+    def begin(self, anchor: fx.Node) -> None:
+        """Start one rewrite at ``anchor``; everything until the next ``begin`` belongs to it.
+
+        Raises:
+            RewriteLimitReached: the limit is used up; the pass must let it through.
+        """
+        self._close()
+        if self.limit is not None and len(self.rewrites) >= self.limit:
+            raise RewriteLimitReached
+        self.rewrites.append(Rewrite(self.graph_name, origin_of(anchor).path))
+
+    def call(
+        self,
+        target: Callable[..., Any],
+        *args: Any,
+        before: fx.Node,
+        replaces: Sequence[fx.Node],
+        **kwargs: Any,
+    ) -> fx.Node:
+        """Insert a call of ``target`` before the node ``before``.
+
+        Args:
+            target: the operator.
+            args: its arguments; nodes of the current graph, or constants.
+            before: the node it is placed in front of.
+            replaces: the nodes it stands for; their origins and metadata are inherited.
+            kwargs: its keyword arguments.
+
+        Returns:
+            The new node, with its fake value.
+        """
+        with self.graph.inserting_before(before):
+            node = self.graph.call_function(target, args, kwargs)
+        self._inherit(node, replaces)
+        node.meta["val"] = evaluate(node, self.program.fake_mode)
+        self._made.append(node)
+        return node
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all users of ``old`` read ``new``, then drop ``old`` and what only it needed."""
+        old.replace_all_uses_with(new, propagate_meta=False)
+        self.sweep(old)
+
+    def replace_input(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
+        """Let one user read ``new`` where it read ``old``."""
+        self._current().removed.append(self._text(user))
+        user.replace_input_with(old, new)
+        self._made.append(user)
+
+    def sweep(self, node: fx.Node) -> None:
+        """Erase ``node`` if nobody uses it and it is pure, then its producers likewise."""
+        pending = [node]
+        while pending:
+            dead = pending.pop()
+            if dead.users or not is_pure(dead):
+                continue
+            producers = dead.all_input_nodes
+            if dead in self._made:
+                self._made.remove(dead)
+            else:
+                self._current().removed.append(self._text(dead))
+            self.graph.erase_node(dead)
+            pending.extend(producers)
+
+    def derive(self, target: Callable[..., Any], *args: Any, path: str, before: fx.Node) -> fx.Node:
+        """A value computed from weights alone, ahead of the loop.
+
+        Args:
+            target: the operator.
+            args: its arguments; weight placeholders of the current graph, or constants.
+            path: a readable, unique path for the value.
+            before: a node of the current graph.
+
+        Returns:
+            A placeholder of the current graph that holds the value.
+        """
+        if self.program.training:
+            raise PassError("weights cannot be baked while autograd records")
+        sources = [arg for arg in torch.utils._pytree.tree_leaves(args) if isinstance(arg, fx.Node)]
+        if not all(self.program.is_weight(node) for node in sources):
+            raise PassError(f"{path}: only weights can be computed ahead of the loop")
+        name = self._derived_name(path)
+        if name not in self.program.inputs:
+            self._add_to_weights_graph(name, path, target, args)
+        return self.placeholder(name, like=sources)
+
+    def placeholder(self, name: str, *, like: Sequence[fx.Node]) -> fx.Node:
+        """The current graph's placeholder for the Program's input ``name``, made if missing."""
+        for node in self.graph.find_nodes(op="placeholder"):
+            if node.target == name:
+                return node
+        spec = self.program.inputs[name]
+        producer = self._producer(name)
+        first = next(iter(self.graph.nodes))
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder(name)
+        node.meta["val"] = producer.meta["val"]
+        merged = merge_origins(like)
+        node.meta["origin"] = Origin(spec.path, merged.source, merged.parents)
+        return node
+
+    def miss(self, node: fx.Node, reason: str, culprit: fx.Node | None = None) -> None:
+        """Record that the pass nearly fired at ``node``, why it did not, and because of whom."""
+        origin = origin_of(node)
+        shown = self._name(culprit) if culprit is not None else ""
+        self.misses.append(
+            Miss(self.graph_name, origin.path, node.name, reason, shown, origin.source)
+        )
+
+    def note(self, text: str) -> None:
+        """Tell the user something about this pass's work as a whole."""
+        self.notes.append(text)
+
+    def finish(self) -> None:
+        """Close the last rewrite and recompile the graphs."""
+        self._close()
+        for module in self.program.graphs.values():
+            module.recompile()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _current(self) -> Rewrite:
+        if not self.rewrites:
+            raise PassError("a pass must call Rewriter.begin before it edits")
+        return self.rewrites[-1]
+
+    def _close(self) -> None:
+        if self._made:
+            self._current().added.extend(self._text(node) for node in self._made)
+            self._made.clear()
+
+    def _text(self, node: fx.Node) -> str:
+        return node_text(node, self.program)
+
+    def _name(self, node: fx.Node) -> str:
+        spec = self.program.inputs.get(str(node.target)) if node.op == "placeholder" else None
+        return f"@{spec.path}" if spec and self.program.is_weight(node) else f"%{node.name}"
+
+    def _inherit(self, node: fx.Node, replaces: Sequence[fx.Node]) -> None:
+        for key in ("nn_module_stack", "stack_trace"):
+            for old in replaces:
+                if key in old.meta:
+                    node.meta[key] = old.meta[key]
+                    break
+        node.meta["origin"] = merge_origins(replaces)
+
+    def _derived_name(self, path: str) -> str:
+        for spec in self.program.of_kind(InputKind.DERIVED):
+            if spec.path == path:
+                return spec.name
+        name, suffix = identifier(path), 1
+        while name in self.program.inputs:
+            suffix += 1
+            name = f"{identifier(path)}_{suffix}"
+        return name
+
+    def _add_to_weights_graph(
+        self, name: str, path: str, target: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        module = self.program.graphs.get(WEIGHTS)
+        if module is None:
+            graph = fx.Graph()
+            graph.output(())
+            module = self.program.graphs[WEIGHTS] = fx.GraphModule({}, graph)
+            self.program.outputs[WEIGHTS] = ()
+        graph = module.graph
+        end = output_node(graph)
+        with graph.inserting_before(end):
+            node = graph.call_function(target, fx.map_arg(args, lambda n: self._in_weights(n)))
+        node.meta["origin"] = Origin(path, "", tuple(dict.fromkeys(map(str, node.all_input_nodes))))
+        node.meta["val"] = evaluate(node, self.program.fake_mode)
+        end.args = ((*output_args(graph), node),)
+        self.program.outputs[WEIGHTS] += (Output(OutputKind.DERIVED, name),)
+        self.program.inputs[name] = Input(
+            name, InputKind.DERIVED, path, Binding.WEIGHT, settled=True
+        )
+
+    def _in_weights(self, source: fx.Node) -> fx.Node:
+        """The node of the weights graph that stands for a weight of the current graph."""
+        name = str(source.target)
+        if self.program.inputs[name].kind is InputKind.DERIVED:
+            return self._producer(name)
+        graph = self.program.graphs[WEIGHTS].graph
+        for node in graph.find_nodes(op="placeholder"):
+            if node.target == name:
+                return node
+        with graph.inserting_before(next(iter(graph.nodes))):
+            node = graph.placeholder(name)
+        node.meta.update(source.meta)
+        return node
+
+    def _producer(self, name: str) -> fx.Node:
+        """The node that an earlier graph returns under ``name``."""
+        for graph_name, module in self.program.graphs.items():
+            values = output_args(module.graph)
+            for output, value in zip(self.program.outputs[graph_name], values, strict=True):
+                if output.name == name and output.kind in (OutputKind.DERIVED, OutputKind.STATE):
+                    return value
+        raise PassError(f"no graph of the program returns {name!r}")

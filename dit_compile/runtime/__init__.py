@@ -1,0 +1,1 @@
+"""What runs: compiled Programs, Sessions and weights computed ahead."""

@@ -1,0 +1,162 @@
+"""A compiled Program: one callable for each graph, driven by the Session of each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from dit_compile.analysis.binding import timestep_candidates
+from dit_compile.backends.base import Backend
+from dit_compile.errors import BackendError
+from dit_compile.ir.program import (
+    MAIN,
+    WEIGHTS,
+    Binding,
+    InputKind,
+    OutputKind,
+    Program,
+    placeholders,
+)
+from dit_compile.pipeline.registry import find_backend
+from dit_compile.runtime.generation import Call, Place
+from dit_compile.runtime.session import current
+from dit_compile.runtime.weights import DerivedWeights
+
+Values = dict[str, Any]
+
+
+class CompiledProgram:
+    """Calls a Program's graphs with flat inputs, keeping state in the current Session.
+
+    Args:
+        program: the Program; it must not be rewritten afterwards.
+        backend: compiles its graphs, all of them now, so that nothing compiles while sampling.
+
+    Raises:
+        BackendError: the backend does not support the Program.
+    """
+
+    def __init__(self, program: Program, backend: Backend) -> None:
+        reasons = backend.supports(program)
+        if reasons:
+            raise BackendError(f"{backend.name} cannot run this program: {'; '.join(reasons)}")
+        self.program = program
+        self.arguments = [
+            spec.name
+            for spec in program.inputs.values()
+            if spec.kind in (InputKind.WEIGHT, InputKind.USER, InputKind.SIZE)
+            and spec.name not in program.constants
+        ]
+        self._reads = {
+            name: [str(node.target) for node in placeholders(module.graph)]
+            for name, module in program.graphs.items()
+        }
+        self._run: dict[str, Callable[..., Sequence[Any]]] = {
+            name: backend.compile(program, name) for name, _ in program.step_graphs()
+        }
+        self._derived: DerivedWeights | None = None
+        if WEIGHTS in program.graphs:
+            run = find_backend("eager").compile(program, WEIGHTS)
+            self._derived = DerivedWeights(run)
+        self._weights = [
+            spec.name
+            for spec in program.of_kind(InputKind.WEIGHT)
+            if spec.name not in program.constants
+        ]
+        self._sight = _Sight(program)
+
+    def __call__(self, *args: Any) -> tuple[Any, ...]:
+        """Run one step.
+
+        Args:
+            args: values of ``arguments``, in order.
+
+        Returns:
+            The results for the caller, flat.
+        """
+        values: Values = dict(zip(self.arguments, args, strict=True))
+        values.update(self.program.constants)
+        if self._derived is None and not self.program.schedule.stateful:
+            return self._finish(MAIN, values, None)
+        tracker = current([values[name] for name in self._weights]).tracker(self)
+        place = tracker.place(self._sight.look(values))
+        self._derive(values, check_content=place.first)
+        try:
+            return self._finish(self._choose(place), values, place)
+        except BaseException:
+            tracker.end()
+            raise
+
+    def invalidate(self) -> None:
+        """Forget everything computed from weights."""
+        if self._derived is not None:
+            self._derived.invalidate()
+
+    def _derive(self, values: Values, *, check_content: bool) -> None:
+        if self._derived is None:
+            return
+        sources = [values[name] for name in self._reads[WEIGHTS]]
+        derived = self._derived.get(sources, check_content=check_content)
+        for output, value in zip(self.program.outputs[WEIGHTS], derived, strict=True):
+            values[output.name] = value
+
+    def _choose(self, place: Place) -> str:
+        schedule = self.program.schedule
+        name = schedule.choose(place.step) if place.certain else schedule.full
+        return name if self._has_state(name, place) else schedule.full
+
+    def _has_state(self, name: str, place: Place) -> bool:
+        needed = (self.program.inputs[read] for read in self._reads[name])
+        return all(
+            spec.name in place.lane.state for spec in needed if spec.kind is InputKind.STATE
+        )
+
+    def _finish(self, name: str, values: Values, place: Place | None) -> tuple[Any, ...]:
+        """Run graph ``name`` and hand each output to where it belongs."""
+        if place is not None:
+            values.update(place.lane.state)
+        returned = self._run[name](*[values[read] for read in self._reads[name]])
+        results = []
+        for output, value in zip(self.program.outputs[name], returned, strict=True):
+            if output.kind is OutputKind.USER:
+                results.append(value)
+            elif output.kind is OutputKind.MUTATION:
+                values[output.name].copy_(value)
+            elif place is not None:
+                place.lane.state[output.name] = value
+        if place is not None:
+            place.lane.computed += name == self.program.schedule.full
+            place.lane.reused += name != self.program.schedule.full
+        return tuple(results)
+
+
+class _Sight:
+    """Reads from a call's inputs what a Tracker needs to place it."""
+
+    def __init__(self, program: Program) -> None:
+        users = program.of_kind(InputKind.USER)
+        self._users = [spec.name for spec in users]
+        settled = [spec.name for spec in users if spec.binding is Binding.TIMESTEP]
+        self._timesteps = settled or list(timestep_candidates(program))
+        latents = {spec.name for spec in users if spec.settled and spec.binding is Binding.LATENT}
+        self._context = [n for n in self._users if n not in latents and n not in self._timesteps]
+
+    def look(self, values: Values) -> Call:
+        """The facts of one call."""
+        return Call(
+            timesteps={name: _host_value(values[name]) for name in self._timesteps},
+            shapes=tuple(
+                tuple(value.shape) if isinstance(value, torch.Tensor) else value
+                for value in (values[name] for name in self._users)
+            ),
+            context={name: values[name] for name in self._context},
+        )
+
+
+def _host_value(value: Any) -> float:
+    """A timestep as one number; a tensor of several timesteps counts by its first."""
+    if isinstance(value, torch.Tensor):
+        return float(value.reshape(-1)[0])
+    return float(value)

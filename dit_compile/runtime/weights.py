@@ -1,0 +1,99 @@
+"""Values computed from weights alone, kept until a weight changes."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+_SAMPLE = 32
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a weight looked like when it was last read."""
+
+    tensor: weakref.ref[torch.Tensor]
+    address: int
+    version: int | None
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Seen:
+        return cls(weakref.ref(tensor), tensor.data_ptr(), _version(tensor))
+
+    def still(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` is the same object, with the same storage and version."""
+        return (
+            self.tensor() is tensor
+            and self.address == tensor.data_ptr()
+            and self.version == _version(tensor)
+        )
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+class DerivedWeights:
+    """Runs a Program's weights graph when its sources change, and only then.
+
+    Each call compares object, storage and version of each source. Writes through ``.data`` leave
+    no trace there, so at the start of a generation a strided sample of the content is compared
+    too. :meth:`invalidate` is the certain way. A call that is in flight keeps the values it got.
+
+    Args:
+        compute: the weights graph: sources in, derived values out.
+    """
+
+    def __init__(self, compute: Callable[..., Sequence[torch.Tensor]]) -> None:
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._seen: tuple[_Seen, ...] = ()
+        self._sample: torch.Tensor | None = None
+        self._values: tuple[torch.Tensor, ...] = ()
+        self.rebuilds = 0
+
+    def get(self, sources: Sequence[torch.Tensor], *, check_content: bool) -> Sequence[torch.Tensor]:
+        """The derived values for ``sources``.
+
+        Args:
+            sources: the weights that the graph reads, in order.
+            check_content: compare a sample of the content as well.
+        """
+        if self._fresh(sources, check_content):
+            return self._values
+        with self._lock, torch.no_grad():
+            if not self._fresh(sources, check_content):
+                self._values = tuple(value.detach() for value in self._compute(*sources))
+                self._sample = _sample(sources)
+                self._seen = tuple(map(_Seen.of, sources))
+                self.rebuilds += 1
+            return self._values
+
+    def invalidate(self) -> None:
+        """Forget everything; the next call computes anew."""
+        with self._lock:
+            self._seen = ()
+
+    def _fresh(self, sources: Sequence[torch.Tensor], check_content: bool) -> bool:
+        seen = self._seen
+        if len(seen) != len(sources):
+            return False
+        if not all(map(_Seen.still, seen, sources)):
+            return False
+        return not check_content or (
+            self._sample is not None and torch.equal(self._sample, _sample(sources))
+        )
+
+
+def _sample(sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A few elements of each source, spread over it, as one float64 vector."""
+    pieces = []
+    for tensor in sources:
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // _SAMPLE)
+        pieces.append(flat[::step].to(sources[0].device, torch.float64))
+    return torch.cat(pieces) if pieces else torch.empty(0)

@@ -1,0 +1,142 @@
+"""The way in through ``torch.compile(model, backend="ditc")``."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+from torch import fx
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._inductor.compile_fx import compile_fx
+
+from dit_compile import config
+from dit_compile.analysis.binding import settle
+from dit_compile.backends.base import Backend
+from dit_compile.capture.dynamo import capture_dynamo
+from dit_compile.errors import DitcWarning, OptionError, suggest
+from dit_compile.ir.program import Program
+from dit_compile.pipeline.instruments import StructuralCheck
+from dit_compile.pipeline.pipeline import Pipeline, PipelineRun
+from dit_compile.pipeline.presets import preset
+from dit_compile.pipeline.registry import find_backend
+from dit_compile.runtime.compiled import CompiledProgram
+from dit_compile.versions import check_torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``torch.compile(..., options={...})`` accepts.
+
+    Attributes:
+        preset: name of a preset pipeline: ``exact``, ``balanced`` or ``fast``.
+        passes: the text of a pipeline, in place of a preset.
+        target: the backend that compiles the graphs.
+        bindings: binding time by argument name, where structure cannot tell.
+        strict: raise on any failure inside ditc, instead of falling back with a warning.
+        verify: check the structure of the graph after every pass.
+    """
+
+    preset: str = "exact"
+    passes: str | None = None
+    target: str = "inductor"
+    bindings: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = field(default_factory=config.strict_by_default)
+    verify: bool = True
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any] | None) -> Options:
+        """Check option names and the values that can be checked without a graph.
+
+        Raises:
+            OptionError: unknown option, preset or target, or both ``preset`` and ``passes``.
+            PipelineError: the text in ``passes`` is wrong.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        for name in options or {}:
+            if name not in known:
+                raise OptionError(
+                    f"unknown option {name!r}{suggest(name, known)}; options are "
+                    f"{', '.join(known)}"
+                )
+        if options and "preset" in options and options.get("passes") is not None:
+            raise OptionError("give either 'preset' or 'passes', not both")
+        parsed = cls(**dict(options or {}))
+        parsed.pipeline()
+        find_backend(parsed.target)
+        return parsed
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline that these options ask for."""
+        return Pipeline.parse(self.passes if self.passes is not None else preset(self.preset))
+
+
+def ditc(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """The Dynamo backend. Users write ``torch.compile(model, backend="ditc", options={...})``.
+
+    Any failure inside ditc falls back one step at a time, with one warning that names the cause:
+    a failing pass is dropped, a failing capture or compilation leaves the graph to plain Inductor.
+
+    Args:
+        module: the graph from Dynamo.
+        example_inputs: its real or fake inputs.
+        options: see :class:`Options`.
+        mode: torch.compile's mode; ditc has presets in its place.
+
+    Raises:
+        OptionError, PipelineError, UnsupportedTorchError: the call itself is wrong.
+        DitcError: with ``strict``, any failure.
+    """
+    check_torch()
+    if mode not in (None, "default"):
+        raise OptionError(
+            f'mode={mode!r} is Inductor\'s; with ditc write options={{"preset": "exact"}}'
+        )
+    parsed = Options.parse(options)
+    pipeline = parsed.pipeline()
+    try:
+        return build(module, pipeline, parsed)
+    except (TensorifyScalarRestartAnalysis, OptionError):
+        raise
+    except Exception as error:
+        if parsed.strict:
+            raise
+        _warn(f"the graph is left to plain Inductor: {type(error).__name__}: {_first(error)}")
+        return compile_fx(module, list(example_inputs))  # type: ignore[no-any-return]
+
+
+def build(module: fx.GraphModule, pipeline: Pipeline, options: Options) -> CompiledProgram:
+    """Capture, rewrite and compile one graph from Dynamo."""
+    program = capture_dynamo(module)
+    settle(program, options.bindings)
+    run = run_passes(program, pipeline, options)
+    for record in run.dropped:
+        _warn(f"pass {record.item.name} is left out: {record.failure.splitlines()[0]}")
+    backend: Backend = find_backend(options.target)
+    return CompiledProgram(program, backend)
+
+
+def run_passes(program: Program, pipeline: Pipeline, options: Options) -> PipelineRun:
+    """Run the pipeline as torch.compile does: verified, failing passes undone unless strict."""
+    instruments = [StructuralCheck()] if options.verify else []
+    return pipeline.run(program, instruments=instruments, undo_failures=not options.strict)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"ditc: {message}", DitcWarning, stacklevel=3)
+
+
+def _first(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)
+
+

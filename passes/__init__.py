@@ -1,0 +1,17 @@
+"""Rewrite passes, one family a folder and one pass a file. This list is all there is."""
+
+from dit_compile.passes.block_cache.insert_block_cache import InsertBlockCache
+from dit_compile.passes.cleanup.eliminate_common import EliminateCommon
+from dit_compile.passes.cleanup.eliminate_dead import EliminateDead
+from dit_compile.passes.cleanup.remove_noops import RemoveNoops
+from dit_compile.passes.fusion.fuse_adaln import FuseAdaLN
+from dit_compile.passes.fusion.fuse_qkv import FuseQKV
+
+ALL = (
+    RemoveNoops,
+    EliminateCommon,
+    EliminateDead,
+    FuseQKV,
+    FuseAdaLN,
+    InsertBlockCache,
+)

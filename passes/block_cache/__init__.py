@@ -1,0 +1,1 @@
+"""Caching across steps: one insertion mechanism, one small policy a method."""

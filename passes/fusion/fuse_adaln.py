@@ -1,0 +1,121 @@
+"""Layer norm and its adaptive modulation as one operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from dit_compile.ir.fake import mismatch
+from dit_compile.ir.program import Program
+from dit_compile.ops import adaln_norm
+from dit_compile.pipeline.base import Kind, Pass
+from dit_compile.pipeline.rewriter import Rewriter
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Match:
+    norm: fx.Node
+    plus_one: fx.Node
+    product: fx.Node
+    total: fx.Node
+    scale: fx.Node
+    shift: fx.Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseAdaLN(Pass):
+    """Layer norm followed by ``* (1 + scale) + shift`` becomes one operator.
+
+    Before:  %n = aten.layer_norm(%x, [D]); %s = aten.add(%scale, 1); %m = aten.mul(%n, %s)
+             %y = aten.add(%m, %shift)
+    After:   %y = ditc.adaln_norm(%x, %scale, %shift, eps)
+    Fires only if: the norm is over the last axis alone, has no weight and no bias, and it and the
+    product have no other user; the result keeps shape and dtype.
+    """
+
+    name: ClassVar[str] = "fuse-adaln"
+    kind: ClassVar[Kind] = Kind.EXACT
+
+    def run(self, program: Program, rw: Rewriter) -> None:
+        """Try each layer norm as the start of the pattern."""
+        for graph in rw.graphs():
+            for norm in list(graph.find_nodes(op="call_function", target=aten.layer_norm.default)):
+                found = _match(norm, rw)
+                if found is None:
+                    continue
+                rw.begin(found.total)
+                fused = rw.call(
+                    adaln_norm,
+                    norm.args[0],
+                    found.scale,
+                    found.shift,
+                    norm.args[4] if len(norm.args) > 4 else 1e-5,
+                    before=found.total,
+                    replaces=(norm, found.plus_one, found.product, found.total),
+                )
+                rw.replace(found.total, fused)
+
+
+def _match(norm: fx.Node, rw: Rewriter) -> _Match | None:
+    """The pattern that starts at ``norm``; near misses are recorded."""
+    candidates = [_modulated(norm, user) for user in norm.users]
+    hits = [found for found in candidates if found is not None]
+    if not hits:
+        return None
+    found = hits[0]
+    shape = norm.args[1]
+    if len(shape) != 1:  # type: ignore[arg-type]
+        rw.miss(norm, "the layer norm is over more than the last axis")
+    elif any(arg is not None for arg in norm.args[2:4]):
+        weight = next(arg for arg in norm.args[2:4] if arg is not None)
+        rw.miss(norm, "the layer norm has an affine weight", weight)  # type: ignore[arg-type]
+    elif len(norm.users) > 1:
+        other = next(user for user in norm.users if user is not found.product)
+        rw.miss(norm, "the layer norm has another user", other)
+    elif len(found.product.users) > 1:
+        other = next(user for user in found.product.users if user is not found.total)
+        rw.miss(found.product, "the scaled value has another user", other)
+    elif mismatch(norm.meta["val"], found.total.meta["val"]):
+        rw.miss(found.total, "the modulation changes the shape or dtype", found.shift)
+    else:
+        return found
+    return None
+
+
+def _modulated(norm: fx.Node, product: fx.Node) -> _Match | None:
+    """``norm * (1 + scale) + shift`` with any order of operands."""
+    if product.target is not aten.mul.Tensor or product.kwargs:
+        return None
+    plus_one = _other(product, norm)
+    scale = _one_plus(plus_one)
+    if plus_one is None or scale is None:
+        return None
+    for total in product.users:
+        if total.target is aten.add.Tensor and not total.kwargs:
+            shift = _other(total, product)
+            if shift is not None:
+                return _Match(norm, plus_one, product, total, scale, shift)
+    return None
+
+
+def _one_plus(node: fx.Node | None) -> fx.Node | None:
+    """``scale`` if ``node`` is ``scale + 1``."""
+    if node is None or node.target is not aten.add.Tensor or node.kwargs:
+        return None
+    left, right = node.args
+    one = right if isinstance(left, fx.Node) else left
+    value = left if isinstance(left, fx.Node) else right
+    is_one = isinstance(one, (int, float)) and one == 1
+    return value if is_one and isinstance(value, fx.Node) else None
+
+
+def _other(node: fx.Node, known: fx.Node) -> fx.Node | None:
+    """The operand of a binary operator that is not ``known``."""
+    left, right = node.args[:2]
+    found = right if left is known else left
+    return found if isinstance(found, fx.Node) and found is not known else None
