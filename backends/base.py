@@ -10,7 +10,6 @@ import torch
 from dit_compile.ir.program import Program
 
 
-
 class Backend(Protocol):
     """Turns the graphs of a Program into callables."""
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-
 import torch
-
 from torch._guards import TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx
 from torch._subclasses import FakeTensorMode
@@ -30,7 +28,7 @@ class Inductor:
         module = copy_graph(program.graphs[graph])
         fakes = [node.meta["val"] for node in placeholders(module.graph)]
         try:
-            with _context(program.fake_mode):
+            with _context(program.fake_mode, lasting=program.training):
                 compiled = compile_fx(module, fakes)
         except Exception as error:
             raise BackendError(
@@ -40,8 +38,12 @@ class Inductor:
 
 
 @contextlib.contextmanager
-def _context(mode: FakeTensorMode) -> Iterator[None]:
-    """A tracing context under ``mode``: without a ShapeEnv Inductor's cache is bypassed."""
+def _context(mode: FakeTensorMode, *, lasting: bool) -> Iterator[None]:
+    """A tracing context under ``mode``: without a ShapeEnv Inductor's cache is bypassed.
+
+    ``lasting`` leaves the mode with Dynamo's context, because the backward graph is lowered later,
+    when autograd first needs it, and must find the mode that it was traced under.
+    """
     current = TracingContext.try_get()
     if current is None:
         with tracing(TracingContext(mode)):
@@ -51,6 +53,5 @@ def _context(mode: FakeTensorMode) -> Iterator[None]:
     try:
         yield
     finally:
-        current.fake_mode = saved
-
-
+        if not lasting:
+            current.fake_mode = saved

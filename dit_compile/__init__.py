@@ -1,4 +1,43 @@
 """ditc: a compiler for diffusion transformers.
 
 Importing this package imports nothing else: torch is loaded when something first needs it.
+
+    fast = torch.compile(model, backend="ditc")
+
+``explain`` shows what each pass does to a model, ``session`` states a sampling loop, and
+``invalidate`` tells compiled models that their weights were written to behind torch's back.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dit_compile.explanation import Explanation, explain
+    from dit_compile.pipeline.pipeline import Pipeline
+    from dit_compile.runtime.compiled import invalidate
+    from dit_compile.runtime.session import Session, session
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Explanation": "dit_compile.explanation",
+    "Pipeline": "dit_compile.pipeline.pipeline",
+    "Session": "dit_compile.runtime.session",
+    "explain": "dit_compile.explanation",
+    "invalidate": "dit_compile.runtime.compiled",
+    "session": "dit_compile.runtime.session",
+}
+
+__all__ = ["Explanation", "Pipeline", "Session", "explain", "invalidate", "session"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

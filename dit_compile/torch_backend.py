@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._inductor.compile_fx import compile_fx
@@ -59,8 +58,7 @@ class Options:
         for name in options or {}:
             if name not in known:
                 raise OptionError(
-                    f"unknown option {name!r}{suggest(name, known)}; options are "
-                    f"{', '.join(known)}"
+                    f"unknown option {name!r}{suggest(name, known)}; options are {', '.join(known)}"
                 )
         if options and "preset" in options and options.get("passes") is not None:
             raise OptionError("give either 'preset' or 'passes', not both")
@@ -138,5 +136,3 @@ def _warn(message: str) -> None:
 def _first(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
-
-

@@ -115,8 +115,7 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
             binding = Binding[str(text).upper()]
         except KeyError:
             raise BindingError(
-                f"bindings: {path!r} cannot be {text!r}; "
-                "choose invariant, timestep or latent"
+                f"bindings: {path!r} cannot be {text!r}; choose invariant, timestep or latent"
             ) from None
         if binding is Binding.WEIGHT:
             raise BindingError(

@@ -87,9 +87,7 @@ def _declare(node: fx.Node, kind: InputKind, path: str, inputs: dict[str, Input]
     return node.name
 
 
-def _lift_attributes(
-    module: fx.GraphModule, inputs: dict[str, Input]
-) -> dict[str, torch.Tensor]:
+def _lift_attributes(module: fx.GraphModule, inputs: dict[str, Input]) -> dict[str, torch.Tensor]:
     """Turn tensors that the graph holds as attributes into weight inputs with known values."""
     graph = module.graph
     values: dict[str, torch.Tensor] = {}

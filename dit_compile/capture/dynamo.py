@@ -40,6 +40,10 @@ def capture_dynamo(module: fx.GraphModule) -> Program:
     described = [(InputKind.WEIGHT, normalize_path(name)) for name in traced.lifted]
     described += [_describe(node) for node in nodes]
     paths = [path for _, path in described[len(traced.lifted) :]]
+    for node, fake in zip(
+        placeholders(traced.module.graph)[len(traced.lifted) :], fakes, strict=True
+    ):
+        node.meta["val"] = fake  # the trace's own values have lost requires_grad
     return build_program(
         traced.module,
         described,
@@ -70,8 +74,10 @@ def _describe(node: fx.Node) -> tuple[InputKind, str]:
     path = normalize_path(raw) if raw else node.name
     if isinstance(value, (torch.SymInt, int)):
         return InputKind.SIZE, path
-    if isinstance(value, torch.nn.Parameter) or "_parameters" in (raw or "") or (
-        "_buffers" in (raw or "")
+    if (
+        isinstance(value, torch.nn.Parameter)
+        or "_parameters" in (raw or "")
+        or ("_buffers" in (raw or ""))
     ):
         return InputKind.WEIGHT, path
     return InputKind.USER, path

@@ -78,9 +78,7 @@ def capture_module(
         if _KINDS[spec.kind] is InputKind.WEIGHT:
             known = exported.constants.get(path)
             constants[path] = exported.state_dict[path] if known is None else known
-    mutated = [
-        str(spec.target) for spec in signature.output_specs if spec.kind in _WRITES
-    ]
+    mutated = [str(spec.target) for spec in signature.output_specs if spec.kind in _WRITES]
     return build_program(
         module, described, mutated, _fake_mode(module), constants=constants, training=training
     )

@@ -102,7 +102,9 @@ def _inline_mode_regions(module: fx.GraphModule) -> None:
         if node.target not in _INLINED:
             continue
         body_at = next(
-            i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"
+            i
+            for i, arg in enumerate(node.args)
+            if isinstance(arg, fx.Node) and arg.op == "get_attr"
         )
         handle = node.args[body_at]
         body = getattr(module, str(handle.target))
@@ -186,7 +188,11 @@ def _make_casts_explicit(graph: fx.Graph, mode: FakeTensorMode) -> None:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         want = next((v.dtype for v in leaves(node.meta["val"]) if isinstance(v, FakeTensor)), None)
-        if want is None or not want.is_floating_point or _dtype_without_autocast(node, mode) == want:
+        if (
+            want is None
+            or not want.is_floating_point
+            or _dtype_without_autocast(node, mode) == want
+        ):
             continue
 
         def cast(arg: fx.Node, to: torch.dtype = want, at: fx.Node = node) -> fx.Node:

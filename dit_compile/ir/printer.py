@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ def print_graph(program: Program, name: str = "full") -> str:
     body = [(node_text(node, program), _comment(node)) for node in graph.nodes if _is_line(node)]
     width = min(max((len(text) for text, _ in body), default=0), 96)
     lines += [f"  {text:<{width}}  {comment}".rstrip() for text, comment in body]
-    lines.append("  return " + ", ".join(_result(arg, program) for arg in output_args(graph)))
+    lines.append("  return " + ", ".join(_argument(arg, program) for arg in output_args(graph)))
     return "\n".join([*lines, "}"])
 
 
@@ -47,10 +48,10 @@ def _header(program: Program, name: str, graph: fx.Graph) -> str:
 
 
 def _is_line(node: fx.Node) -> bool:
-    return node.op not in ("placeholder", "output") and not _is_unpacked(node)
+    return node.op not in ("placeholder", "output") and not is_unpacked(node)
 
 
-def _is_unpacked(node: fx.Node) -> bool:
+def is_unpacked(node: fx.Node) -> bool:
     """Whether ``node`` picks one of several results and is shown in its producer's line."""
     return is_getitem(node) and isinstance(node.args[0], fx.Node) and _unpacks(node.args[0])
 
@@ -98,11 +99,9 @@ def _argument(arg: Any, program: Program | None) -> str:
         return describe(torch.empty(0, dtype=arg, device="meta")).split("[")[0]
     if isinstance(arg, Mapping):
         return "{" + ", ".join(f"{k}: {_argument(v, program)}" for k, v in arg.items()) + "}"
+    if arg == sys.maxsize and isinstance(arg, int):
+        return "end"
     return repr(arg) if isinstance(arg, str) else str(arg)
-
-
-def _result(arg: Any, program: Program) -> str:
-    return _argument(arg, program)
 
 
 def _comment(node: fx.Node) -> str:

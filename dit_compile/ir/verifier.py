@@ -55,9 +55,7 @@ class Verifier:
             )
         self._check_named_outputs(program, name)
 
-    def _problems(
-        self, program: Program, module: fx.GraphModule, node: fx.Node
-    ) -> Iterable[str]:
+    def _problems(self, program: Program, module: fx.GraphModule, node: fx.Node) -> Iterable[str]:
         """The first problem of one node, as a sentence."""
         if node.op == "placeholder":
             if str(node.target) not in program.inputs:

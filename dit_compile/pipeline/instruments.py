@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from dit_compile.analysis.step_cost import StepCost, step_cost
 from dit_compile.errors import NumericError
-from dit_compile.ir.printer import print_graph
+from dit_compile.ir.printer import print_program
 from dit_compile.ir.program import MAIN, Program
 from dit_compile.ir.verifier import Verifier, check_printing
 from dit_compile.pipeline.base import Kind
@@ -55,17 +56,33 @@ class StructuralCheck:
 
 @dataclass
 class Snapshots:
-    """Keeps the text of the main graph at every stage, the captured one first."""
+    """Keeps the text of the whole Program at every stage, the captured one first."""
 
     texts: list[str] = field(default_factory=list)
 
     def start(self, program: Program) -> None:
-        """Keep the captured graph."""
-        self.texts = [print_graph(program, MAIN)]
+        """Keep the captured Program."""
+        self.texts = [print_program(program)]
 
     def after(self, record: PassRecord, program: Program) -> None:
         """Keep what a pass left."""
-        self.texts.append(print_graph(program, MAIN) if record.changed else self.texts[-1])
+        self.texts.append(print_program(program) if record.changed else self.texts[-1])
+
+
+@dataclass
+class CostMeter:
+    """Keeps the cost of a step at every stage, the captured one first."""
+
+    costs: list[StepCost] = field(default_factory=list)
+
+    def start(self, program: Program) -> None:
+        """Cost of the captured program."""
+        self.costs = [step_cost(program)]
+
+    def after(self, record: PassRecord, program: Program) -> None:
+        """Cost of what a pass left."""
+        self.costs.append(step_cost(program) if record.changed else self.costs[-1])
+        record.details["cost"] = (self.costs[-2], self.costs[-1])
 
 
 @dataclass

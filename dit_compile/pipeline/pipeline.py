@@ -14,7 +14,7 @@ from dit_compile.pipeline import text
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.presets import PRESETS
 from dit_compile.pipeline.registry import find_pass
-from dit_compile.pipeline.rewriter import Miss, Rewrite, Rewriter, RewriteLimitReached
+from dit_compile.pipeline.rewriter import Miss, Rewrite, RewriteLimitReached, Rewriter
 
 
 @dataclass

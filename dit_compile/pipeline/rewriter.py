@@ -17,7 +17,7 @@ from dit_compile.capture.build import identifier
 from dit_compile.errors import PassError
 from dit_compile.ir.fake import evaluate
 from dit_compile.ir.origin import Origin, merge_origins, origin_of
-from dit_compile.ir.printer import node_text
+from dit_compile.ir.printer import is_unpacked, node_text, target_name
 from dit_compile.ir.program import (
     WEIGHTS,
     Binding,
@@ -123,7 +123,8 @@ class Rewriter:
             The new node, with its fake value.
         """
         with self.graph.inserting_before(before):
-            node = self.graph.call_function(target, args, kwargs)
+            name = target_name(target).rpartition(".")[2]
+            node = self.graph.create_node("call_function", target, args, kwargs, name)
         self._inherit(node, replaces)
         node.meta["val"] = evaluate(node, self.program.fake_mode)
         self._made.append(node)
@@ -219,7 +220,8 @@ class Rewriter:
 
     def _close(self) -> None:
         if self._made:
-            self._current().added.extend(self._text(node) for node in self._made)
+            shown = [self._text(node) for node in self._made if not is_unpacked(node)]
+            self._current().added.extend(shown)
             self._made.clear()
 
     def _text(self, node: fx.Node) -> str:
@@ -259,7 +261,8 @@ class Rewriter:
         graph = module.graph
         end = output_node(graph)
         with graph.inserting_before(end):
-            node = graph.call_function(target, fx.map_arg(args, lambda n: self._in_weights(n)))
+            inner = fx.map_arg(args, self._in_weights)
+            node = graph.create_node("call_function", target, inner, None, identifier(path))
         node.meta["origin"] = Origin(path, "", tuple(dict.fromkeys(map(str, node.all_input_nodes))))
         node.meta["val"] = evaluate(node, self.program.fake_mode)
         end.args = ((*output_args(graph), node),)

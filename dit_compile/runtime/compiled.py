@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ from dit_compile.runtime.session import current
 from dit_compile.runtime.weights import DerivedWeights
 
 Values = dict[str, Any]
+
+#: All live sets of derived weights, for :func:`invalidate`.
+_deriving: weakref.WeakSet[DerivedWeights] = weakref.WeakSet()
 
 
 class CompiledProgram:
@@ -66,6 +70,8 @@ class CompiledProgram:
             if spec.name not in program.constants
         ]
         self._sight = _Sight(program)
+        if self._derived is not None:
+            _deriving.add(self._derived)
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         """Run one step.
@@ -82,17 +88,12 @@ class CompiledProgram:
             return self._finish(MAIN, values, None)
         tracker = current([values[name] for name in self._weights]).tracker(self)
         place = tracker.place(self._sight.look(values))
-        self._derive(values, check_content=place.first)
+        self._derive(values, check_content=place.boundary)
         try:
             return self._finish(self._choose(place), values, place)
         except BaseException:
             tracker.end()
             raise
-
-    def invalidate(self) -> None:
-        """Forget everything computed from weights."""
-        if self._derived is not None:
-            self._derived.invalidate()
 
     def _derive(self, values: Values, *, check_content: bool) -> None:
         if self._derived is None:
@@ -109,9 +110,7 @@ class CompiledProgram:
 
     def _has_state(self, name: str, place: Place) -> bool:
         needed = (self.program.inputs[read] for read in self._reads[name])
-        return all(
-            spec.name in place.lane.state for spec in needed if spec.kind is InputKind.STATE
-        )
+        return all(spec.name in place.lane.state for spec in needed if spec.kind is InputKind.STATE)
 
     def _finish(self, name: str, values: Values, place: Place | None) -> tuple[Any, ...]:
         """Run graph ``name`` and hand each output to where it belongs."""
@@ -130,6 +129,22 @@ class CompiledProgram:
             place.lane.computed += name == self.program.schedule.full
             place.lane.reused += name != self.program.schedule.full
         return tuple(results)
+
+
+def invalidate(model: torch.nn.Module) -> int:
+    """Tell every compiled Program of ``model`` that its weights were written to.
+
+    Needed only after writes that leave no trace, such as through ``.data``, and only if they must
+    count before the next generation begins.
+
+    Returns:
+        How many sets of derived weights were dropped.
+    """
+    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    found = [derived for derived in list(_deriving) if derived.reads_any(tensors)]
+    for derived in found:
+        derived.invalidate()
+    return len(found)
 
 
 class _Sight:

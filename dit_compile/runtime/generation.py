@@ -67,12 +67,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a call stands. ``certain`` says whether state may be reused."""
+    """Where a call stands.
+
+    Attributes:
+        step: the step within the generation.
+        lane: the lane within the generation.
+        certain: whether state of the lane's last step may be reused.
+        boundary: whether a generation begins here, or may: the first step, or time going up.
+    """
 
     step: Step
     lane: Lane
     certain: bool
-    first: bool
+    boundary: bool
 
 
 class Tracker:
@@ -80,10 +87,12 @@ class Tracker:
 
     Args:
         timesteps: the timesteps of the generation, if the caller has stated them.
+        loud: warn when a call cannot be placed; off for Programs that never reuse anything.
     """
 
-    def __init__(self, timesteps: Sequence[float] | None = None) -> None:
+    def __init__(self, timesteps: Sequence[float] | None = None, *, loud: bool = True) -> None:
         self.timesteps = list(timesteps) if timesteps is not None else None
+        self.loud = loud
         self.generation: Generation | None = None
         self.generations = 0
         self._moving: str | None = None
@@ -93,11 +102,12 @@ class Tracker:
     def place(self, call: Call) -> Place:
         """Find the step and lane of ``call``; starts a new generation where one begins."""
         now = self._timestep(call.timesteps)
-        fresh = self._begins(call, now)
-        if fresh or self.generation is None:
+        if self._begins(call, now):
             self.generation = Generation(call.shapes)
             self.generations += 1
         generation = self.generation
+        assert generation is not None
+        boundary = not generation.seen or now > generation.seen[-1]
         if not generation.seen or self._advances(generation, now):
             generation.seen.append(now)
         step = self._step(generation)
@@ -110,7 +120,7 @@ class Tracker:
             self._doubt(generation, "the conditions change at every call")
         certain = not generation.ambiguous and lane.last_step == step.index - 1
         lane.last_step = step.index
-        return Place(step, lane, certain, fresh)
+        return Place(step, lane, certain, boundary)
 
     def end(self) -> None:
         """Forget the current generation and its state, for example after an exception."""
@@ -179,7 +189,7 @@ class Tracker:
         for lane in generation.lanes:
             lane.state.clear()
         del generation.lanes[_MAX_LANES:]
-        if reason not in self._warned:
+        if self.loud and reason not in self._warned:
             self._warned.add(reason)
             warnings.warn(
                 f"ditc: {reason}, so nothing is reused in this generation; state the loop with "

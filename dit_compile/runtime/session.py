@@ -65,7 +65,9 @@ class Session:
         """The tracker of ``program``'s calls within this Session."""
         found = self._trackers.get(program)
         if found is None:
-            found = self._trackers[program] = Tracker(self.timesteps)
+            found = self._trackers[program] = Tracker(
+                self.timesteps, loud=program.program.schedule.stateful
+            )
         return found
 
     def summary(self) -> dict[str, int]:
@@ -100,6 +102,24 @@ class Session:
         _active.reset(self._tokens.pop())
         for tracker in self._trackers.values():
             _free(tracker)
+
+
+def session(
+    model: torch.nn.Module | None = None,
+    *,
+    timesteps: Sequence[float] | torch.Tensor | None = None,
+) -> Session:
+    """State a sampling loop: ``with ditc.session(fast, timesteps=scheduler.timesteps): ...``.
+
+    Args:
+        model: the module, compiled or not; ``None`` for every model called inside.
+        timesteps: the loop's timesteps in order; without them steps are counted as they come, and
+            the last one is guessed.
+
+    Raises:
+        SessionError: ``timesteps`` is empty.
+    """
+    return Session(model, timesteps=timesteps)
 
 
 def _free(tracker: Tracker) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +56,9 @@ class DerivedWeights:
         self._values: tuple[torch.Tensor, ...] = ()
         self.rebuilds = 0
 
-    def get(self, sources: Sequence[torch.Tensor], *, check_content: bool) -> Sequence[torch.Tensor]:
+    def get(
+        self, sources: Sequence[torch.Tensor], *, check_content: bool
+    ) -> Sequence[torch.Tensor]:
         """The derived values for ``sources``.
 
         Args:
@@ -77,6 +79,11 @@ class DerivedWeights:
         """Forget everything; the next call computes anew."""
         with self._lock:
             self._seen = ()
+
+    def reads_any(self, identities: Collection[int]) -> bool:
+        """Whether a source is one of the tensors with these ``id``s."""
+        sources = (seen.tensor() for seen in self._seen)
+        return any(id(source) in identities for source in sources if source is not None)
 
     def _fresh(self, sources: Sequence[torch.Tensor], check_content: bool) -> bool:
         seen = self._seen

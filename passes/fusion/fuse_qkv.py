@@ -42,9 +42,7 @@ class FuseQKV(Pass):
                 if len(fusable) >= self.min_siblings:
                     _merge(fusable, rw)
 
-    def _fusable(
-        self, siblings: list[fx.Node], program: Program, rw: Rewriter
-    ) -> list[fx.Node]:
+    def _fusable(self, siblings: list[fx.Node], program: Program, rw: Rewriter) -> list[fx.Node]:
         """The siblings that can be merged; why the others cannot is recorded."""
         if len(siblings) < self.min_siblings:
             return []

@@ -1,0 +1,95 @@
+"""Parsing of the command line, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dit_compile.cli import commands
+from dit_compile.errors import DitcError
+
+_TARGET_HELP = (
+    "what to compile: 'digits' (the bundled model), 'file.py:function' or 'package.module:function',"
+    " where the function returns (model, args, kwargs)"
+)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Data goes to stdout, diagnostics to stderr.
+
+    Returns:
+        0, or 1 after an error of ditc, or 2 for wrong usage.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        args.command(args)
+    except DitcError as error:
+        print(f"ditc: error: {error}", file=sys.stderr)  # noqa: T201 - this is the terminal
+        return 1
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ditc", description="A compiler for diffusion transformers."
+    )
+    subs = parser.add_subparsers(required=True, metavar="command")
+
+    explain = subs.add_parser("explain", help="show what each pass does to a model")
+    _add_target(explain, default="exact")
+    explain.add_argument("--analysis", action="store_true", help="also print what was found in it")
+    explain.add_argument("--diff", action="store_true", help="also print every pass's diff")
+    explain.add_argument("--json", action="store_true", help="print everything as JSON")
+    explain.set_defaults(command=commands.explain)
+
+    diff = subs.add_parser("diff", help="show the graph diff of one pass")
+    _add_target(diff, default="exact")
+    diff.add_argument("--pass", dest="only", metavar="NAME", help="the pass; all if left out")
+    diff.set_defaults(command=commands.diff)
+
+    opt = subs.add_parser("opt", help="run passes on a model and print the resulting IR")
+    _add_target(opt, default=None)
+    opt.add_argument("--diff", action="store_true", help="print the diffs in place of the IR")
+    opt.add_argument("--json", action="store_true", help="print the run as JSON")
+    opt.set_defaults(command=commands.opt)
+
+    demo = subs.add_parser("demo", help="sample the bundled model in four ways and compare")
+    demo.add_argument("--out", default="demo_out", help="folder for the pictures (%(default)s)")
+    demo.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    demo.add_argument("--images", type=int, default=40, help="images per way (%(default)s)")
+    demo.add_argument("--interval", type=int, default=3, help="cache interval (%(default)s)")
+    demo.add_argument("--guidance-scale", type=float, default=3.0, help="(%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    demo.set_defaults(command=commands.demo)
+
+    roofline = subs.add_parser("roofline", help="measure this machine's peak rates")
+    roofline.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    roofline.add_argument("--refresh", action="store_true", help="measure again")
+    roofline.add_argument("--json", action="store_true", help="print JSON")
+    roofline.set_defaults(command=commands.roofline)
+
+    listing = subs.add_parser("passes", help="list all passes, presets and targets")
+    listing.set_defaults(command=commands.list_passes)
+    return parser
+
+
+def _add_target(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    parser.add_argument("target", help=_TARGET_HELP)
+    parser.add_argument(
+        "--passes",
+        default=default,
+        required=default is None,
+        metavar="TEXT",
+        help="pipeline text or preset, such as 'exact' or 'fuse-qkv{min-siblings=3},fuse-adaln'",
+    )
+    parser.add_argument(
+        "--bind",
+        action="append",
+        default=[],
+        metavar="INPUT=WHEN",
+        help="binding time of an input: invariant, timestep or latent",
+    )
+    parser.add_argument("--no-numerics", action="store_true", help="skip the check against float64")

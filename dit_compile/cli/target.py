@@ -1,0 +1,101 @@
+"""What a command works on: the bundled model, or a function of the user's that makes one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from dit_compile.errors import ModelFileError, suggest
+
+BUNDLED = ("digits",)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model and the arguments of one call in its sampling loop."""
+
+    model: nn.Module
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+
+def load_target(text: str) -> Target:
+    """Find the model that ``text`` names.
+
+    Raises:
+        ModelFileError: there is no such model, file or function, or it does not return
+            ``(model, args, kwargs)``.
+    """
+    if text in BUNDLED:
+        return _digits()
+    place, colon, name = text.rpartition(":")
+    if not colon:
+        raise ModelFileError(
+            f"unknown model {text!r}{suggest(text, BUNDLED)}; give 'digits', 'file.py:function' or "
+            "'package.module:function', where the function returns (model, args, kwargs)"
+        )
+    return _checked(text, _function(place, name))
+
+
+def _digits() -> Target:
+    from dit_compile.demo import digits
+
+    labels = torch.tensor([3, digits.NULL_CLASS])
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, *digits.IMAGE_SHAPE, generator=generator)
+    kwargs = {
+        "timestep": torch.tensor([500, 500]),
+        "class_labels": labels,
+        "return_dict": False,
+    }
+    return Target(digits.load_model(), (latents,), kwargs)
+
+
+def _function(place: str, name: str) -> Callable[[], Any]:
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    found = getattr(module, name, None)
+    if not callable(found):
+        names = [key for key, value in vars(module).items() if callable(value)]
+        raise ModelFileError(f"{place} has no function {name!r}{suggest(name, names)}")
+    return found  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ModelFileError(f"model file {str(path)!r} does not exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ModelFileError(
+            f"model file {str(path)!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ModelFileError(f"module {name!r} cannot be imported: {error}") from error
+
+
+def _checked(text: str, function: Callable[[], Any]) -> Target:
+    made = function()
+    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module)):
+        raise ModelFileError(f"{text} must return (model, args, kwargs), not {type(made).__name__}")
+    model, args, kwargs = made
+    if not isinstance(kwargs, Mapping) or not isinstance(args, (tuple, list)):
+        raise ModelFileError(f"{text} must return (model, args tuple, kwargs dict)")
+    return Target(model, tuple(args), dict(kwargs))

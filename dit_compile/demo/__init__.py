@@ -1,0 +1,1 @@
+"""The bundled demonstration model: a small, really trained diffusion transformer."""

@@ -1,0 +1,142 @@
+"""Image and feature measures, computed in float64 with torch alone.
+
+Each measure is defined here once, so that every number reported anywhere means the same thing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def psnr(a: Tensor, b: Tensor, data_range: float = 2.0) -> float:
+    """Peak signal-to-noise ratio in dB, the mean over images of each image's own value.
+
+    Both inputs are first clipped to [-1, 1], as they would be for display. An image's value is
+    10 log10(data_range^2 / MSE) over its channels and pixels; the dB values are then averaged (not
+    the errors), so one bad image cannot be hidden by many good ones, nor the other way round.
+
+    Args:
+        a: images [N, C, H, W], nominally in [-1, 1].
+        b: images of the same shape.
+        data_range: width of the range of values, 2 for [-1, 1].
+
+    Returns:
+        dB; `inf` if any image equals its counterpart exactly, since the mean is then infinite, and
+        `nan` if any compared value is NaN.
+
+    Raises:
+        ValueError: the shapes differ, are not [N, C, H, W] or are empty, or `data_range` is not
+            positive.
+    """
+    _check_same_shape(a, b)
+    if a.dim() != 4:
+        raise ValueError(f"psnr compares images [N, C, H, W], not {list(a.shape)}")
+    if not data_range > 0:
+        raise ValueError(f"data_range must be positive, not {data_range}")
+    difference = _double(a).clamp(-1.0, 1.0) - _double(b).clamp(-1.0, 1.0)
+    mse = difference.square().mean(dim=(1, 2, 3))
+    return float((10.0 * torch.log10(data_range**2 / mse)).mean())
+
+
+def relative_l2(a: Tensor, b: Tensor) -> float:
+    """Relative Euclidean error |a - b| / |b| over all elements; `b` is the reference.
+
+    Args:
+        a: tensor of any shape.
+        b: reference of the same shape.
+
+    Returns:
+        A ratio; 0 if both are zero, `inf` if only the reference is.
+
+    Raises:
+        ValueError: the shapes differ or are empty.
+    """
+    _check_same_shape(a, b)
+    error = float(torch.linalg.vector_norm(_double(a) - _double(b)))
+    scale = float(torch.linalg.vector_norm(_double(b)))
+    if scale == 0.0:
+        return 0.0 if error == 0.0 else math.inf
+    return error / scale
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Squared Fréchet distance between Gaussians fitted to two sets of features.
+
+    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), with unbiased covariances, as
+    in Heusel et al. (2017), "GANs trained by a two time-scale update rule". The estimate is biased
+    upwards for small sets, so compare only values taken with equal numbers of samples.
+
+    Args:
+        features_a: features [N, D], N at least 2.
+        features_b: features [M, D], M at least 2.
+
+    Returns:
+        The distance, in squared units of the features; never negative.
+
+    Raises:
+        ValueError: the inputs are not two such matrices of equal width, or are not finite.
+    """
+    for features in (features_a, features_b):
+        if features.dim() != 2 or features.shape[0] < 2 or features.shape[1] < 1:
+            raise ValueError(
+                f"features must be [N, D] with N at least 2, not {list(features.shape)}"
+            )
+    if features_a.shape[1] != features_b.shape[1]:
+        raise ValueError(
+            f"features differ in width: {features_a.shape[1]} and {features_b.shape[1]}"
+        )
+    a, b = _double(features_a), _double(features_b)
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ValueError("features must be finite")
+    mean_term = (a.mean(0) - b.mean(0)).square().sum()
+    covariance_a, covariance_b = _covariance(a), _covariance(b)
+    # cov_a cov_b is not symmetric, but it has the eigenvalues of the symmetric matrix
+    # cov_a^(1/2) cov_b cov_a^(1/2), and only the trace of its root is needed.
+    root_a = _symmetric_root(covariance_a)
+    inner = root_a @ covariance_b @ root_a
+    cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
+    distance = mean_term + covariance_a.trace() + covariance_b.trace() - 2 * cross
+    return max(0.0, float(distance))
+
+
+def class_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share, from 0 to 1, of rows whose largest logit is at their label.
+
+    Args:
+        logits: [N, C].
+        labels: int [N], the class asked for.
+
+    Raises:
+        ValueError: the shapes do not match or are empty.
+    """
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or logits.numel() == 0:
+        raise ValueError(
+            f"class_accuracy takes logits [N, C] and labels [N], not {list(logits.shape)} "
+            f"and {list(labels.shape)}"
+        )
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def _check_same_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {list(a.shape)} and {list(b.shape)}")
+    if a.numel() == 0:
+        raise ValueError(f"nothing to compare: the shape is {list(a.shape)}")
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.detach().to("cpu", torch.float64)
+
+
+def _covariance(x: Tensor) -> Tensor:
+    centred = x - x.mean(0)
+    return (centred.T @ centred).div(x.shape[0] - 1)
+
+
+def _symmetric_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    # Rounding makes eigenvalues of a singular covariance slightly negative.
+    return torch.matmul(vectors * values.clamp(min=0).sqrt(), vectors.T)

@@ -1,0 +1,41 @@
+"""What the analyses found in a model, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_analysis(analysis: Mapping[str, Any], console: Console) -> None:
+    """Inputs with their bindings, stacks of blocks with their branches, tokens."""
+    inputs = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("input", "binding", ""):
+        inputs.add_column(title)
+    for item in analysis["inputs"]:
+        settled = "" if item["settled"] else "(open: taken as latent until declared or observed)"
+        inputs.add_row(item["name"], item["binding"], settled)
+    console.print(inputs)
+    counts = ", ".join(f"{count} {when}" for when, count in analysis["nodes_by_binding"].items())
+    console.print(f"nodes by binding time: {counts}", highlight=False)
+    for stack in analysis["stacks"]:
+        _print_stack(stack, console)
+    for miss in analysis["structure_misses"]:
+        console.print(f"not recognised: {miss}", highlight=False)
+    for key, value in analysis["tokens"].items():
+        console.print(f"tokens {key}: {value}", highlight=False)
+
+
+def _print_stack(stack: Mapping[str, Any], console: Console) -> None:
+    kinds = len(set(stack["classes"]))
+    same = "all alike" if kinds == 1 else f"{kinds} classes"
+    console.print(f"stack {stack['path']}: {stack['blocks']} blocks, {same}", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("  branch", "kind", "gated", "output"):
+        table.add_column(title)
+    for branch in stack["branches"]:
+        gated = "yes" if branch["gated"] else "no"
+        table.add_row(f"  {branch['path']}", branch["kind"], gated, str(branch["output"]))
+    console.print(table)

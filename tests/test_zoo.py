@@ -1,0 +1,105 @@
+"""The zoo is not vacuous: each case runs, and its output answers to every input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.zoo import BREAKS, CASES, Case, build, case
+
+each_case = pytest.mark.parametrize("item", CASES, ids=lambda item: item.name)
+
+
+def _inputs(item: Case, variant: int) -> dict[str, Any]:
+    return item.inputs(variant, torch.Generator().manual_seed(variant))
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _run(model: nn.Module, kwargs: dict[str, Any]) -> list[Tensor]:
+    with torch.no_grad():
+        return _tensors(model(**kwargs))
+
+
+def _disturb(value: object) -> object:
+    """Change every float tensor in a value; halve integers, of which only timesteps are passed."""
+
+    def change(leaf: object) -> object:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if not (leaf.is_floating_point() or leaf.is_complex()):
+            return leaf // 2
+        # Not affine in the features, which a layer norm of the input would undo.
+        return leaf * 0.5 + torch.linspace(0.1, 0.5, leaf.numel()).view(leaf.shape)
+
+    return tree_map(change, value)
+
+
+@each_case
+def test_both_variants_run(item: Case) -> None:
+    model = build(item)
+    for variant in (0, 1):
+        for output in _run(model, _inputs(item, variant)):
+            assert output.dtype == torch.float32
+            assert output.isfinite().all()
+            assert output.std() > 1e-3
+
+
+@each_case
+def test_output_answers_to_every_input(item: Case) -> None:
+    model = build(item)
+    kwargs = _inputs(item, 1)
+    before = _run(model, kwargs)
+    for name, value in kwargs.items():
+        real = any(t.is_floating_point() or t.is_complex() for t in _tensors(value))
+        if not real and name != item.timestep:
+            continue
+        after = _run(model, kwargs | {name: _disturb(value)})
+        change = max(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True))
+        assert change > 1e-3, f"{name} changes the output by {change:.1e} only"
+
+
+@each_case
+def test_variants_differ_in_shape(item: Case) -> None:
+    first, second = (
+        [t.shape for t in _tensors(_inputs(item, variant)[item.latent])] for variant in (0, 1)
+    )
+    assert first != second
+    assert set(_inputs(item, 0)) == set(_inputs(item, 1)) >= {item.latent, item.timestep}
+
+
+@each_case
+def test_blocks_are_the_configured_stacks(item: Case) -> None:
+    model = build(item)
+    stacks = [model.get_submodule(path) for path in item.stacks]
+    assert all(isinstance(stack, nn.ModuleList) for stack in stacks)
+    assert tuple(len(list(stack.children())) for stack in stacks) == item.blocks
+
+
+def test_build_is_deterministic() -> None:
+    for item in (case("stable_audio3"), case("flux")):
+        first, again, other = (build(item, seed).state_dict() for seed in (0, 0, 1))
+        assert all(torch.equal(first[key], again[key]) for key in first)
+        assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_build_casts_as_diffusers_loads() -> None:
+    model = build(case("wan"), dtype=torch.bfloat16)
+    assert model.get_parameter("proj_out.weight").dtype == torch.bfloat16
+    assert model.get_parameter("scale_shift_table").dtype == torch.float32
+
+
+def test_the_sweep_is_wide() -> None:
+    classes = {type(build(item)).__name__ for item in CASES}
+    assert len(classes) == len(CASES) == len({item.name for item in CASES})
+    assert len({item.family for item in CASES}) >= 24
+    for name, _ in BREAKS:
+        assert hasattr(diffusers, name)
+        assert name not in classes

@@ -1,0 +1,69 @@
+"""Tiny configurations of diffusers transformer classes, one for each class of the sweep.
+
+`CASES` are those that Dynamo captures whole (`fullgraph=True`); `BREAKS` names the classes left out
+because Dynamo itself does not, each with the reason.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import nn
+
+from . import audio, image, joint, video
+from ._case import Case
+
+__all__ = ["BREAKS", "CASES", "Case", "build", "case"]
+
+CASES: tuple[Case, ...] = (*image.CASES, *joint.CASES, *video.CASES, *audio.CASES)
+"""Every case, in a fixed order."""
+
+BREAKS: tuple[tuple[str, str], ...] = (
+    ("Lumina2Transformer2DModel", "puts lengths read from the text mask into a Python set"),
+    ("OmniGenTransformer2DModel", "branches on the largest position id"),
+    ("HiDreamImageTransformer2DModel", "loops over token counts of experts, read with numpy"),
+    ("HunyuanVideo15Transformer3DModel", "branches on whether the image embedding is all zero"),
+)
+"""Classes that stock Dynamo (torch 2.13) does not capture whole, each with the reason."""
+
+
+def case(name: str) -> Case:
+    """Return the case of that name; `KeyError` if there is none."""
+    return {case.name: case for case in CASES}[name]
+
+
+def build(case: Case, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Build a case in eval mode with weights drawn from `seed`, on the CPU.
+
+    Diffusers starts gates, modulations and output projections at zero, which would hide most of the
+    model, so every parameter is drawn anew: matrices keep the variance of their input, norm weights
+    and other vectors lie about one, and biases are small.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # for the buffers that some classes draw
+        model = case.build()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                fan_in = parameter.shape[1] if parameter.ndim == 3 else parameter[0].numel()
+                parameter.copy_(noise * fan_in**-0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(noise * 0.1)
+            else:
+                parameter.copy_(noise * 0.1 + 1)
+    _cast(model, dtype)
+    return model.eval()
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast in place to the dtypes that `from_pretrained(torch_dtype=dtype)` leaves."""
+    keep = getattr(model, "_keep_in_fp32_modules", None)
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+    if keep is not None:
+        tensors = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not set(keep or ()).intersection(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
