@@ -1,6 +1,42 @@
 """Train the bundled digit model and its classifier, and write them as package data.
 
-TODO record
+The model is a class-conditional diffusers `DiTTransformer2DModel` (12 blocks, width 96, 6 heads, 64
+tokens, 2.45 million parameters) that predicts v on scikit-learn's 8x8 handwritten digits. Both it
+and the classifier see the 1437 training images only; 360 images are held out. Needs
+`pip install 'dit-compile[demo]'`.
+
+Record of the bundled files
+    command     python samples/train_digits.py --seed 0 --steps 2000
+    machine     one thread of an Intel Xeon at 2.80 GHz (AVX-512), shared with other work; no GPU
+    software    Python 3.11, torch 2.13.0 (CPU, Inductor), diffusers 0.42.1, scikit-learn 1.9.1
+    seed        0
+    time        1202 s for the model, compilation included, and seconds for the classifier
+    classifier  98.61 % of the 360 held-out digits
+    samples     drawn as the class asked for, by that classifier, of 200 (20 a class) with 50 DDIM
+                steps and seed 0: 100 % at guidance 2, 100 % at 3, 100 % at 4. Fréchet distance of
+                its features to the training images: 64.8, 127.0, 167.8 (held-out digits: 7.5);
+                guidance buys clear digits with variety. Distance in pixels to the nearest
+                training image, median: 1.96, 2.01, 2.10 (held-out digits: 2.10), so they are not
+                copies.
+
+Loss curve: mean squared error of v over the steps since the last hundred, before weighting
+     step    loss  seconds
+      100  0.5183      74
+      200  0.3010     148
+      300  0.2653     228
+      400  0.2548     300
+      500  0.2459     397
+      600  0.2401     476
+      800  0.2314     601
+     1000  0.2235     708
+     1200  0.2225     805
+     1400  0.2118     898
+     1600  0.2119     993
+     1800  0.2083    1094
+     2000  0.2069    1202
+
+The same seed gives the same weights on the same machine and versions; elsewhere rounding differs.
+A stopped run continues with `--resume` and takes the very steps that it would have taken.
 """
 
 from __future__ import annotations
@@ -38,13 +74,13 @@ MODEL_CONFIG: dict[str, Any] = {
 }
 
 LABEL_DROP = 0.1
-MIN_SNR_GAMMA = 5.0
-WARMUP_STEPS = 200
-EMA_DECAY = 0.998
+MAX_WEIGHT = 5.0
+WARMUP_STEPS = 100
+EMA_DECAY = 0.995
 
 
 def build_model(seed: int) -> DiTTransformer2DModel:
-    """Build the transformer with the DiT initialisation (Peebles and Xie, 2023, section 3.2)."""
+    """Build the transformer with the adaLN-zero initialisation (Peebles and Xie, 2023)."""
     torch.manual_seed(seed)
     model = DiTTransformer2DModel(**MODEL_CONFIG)
     for module in model.modules():
@@ -53,11 +89,10 @@ def build_model(seed: int) -> DiTTransformer2DModel:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            # DiT's own 0.02 suits a width of 1152. At 96 it leaves the conditioning so small that
+            # the gates below hardly open in thousands of steps.
+            nn.init.normal_(module.weight, std=0.3)
     for block in model.transformer_blocks:
-        embedder = block.norm1.emb.timestep_embedder
-        nn.init.normal_(embedder.linear_1.weight, std=0.02)
-        nn.init.normal_(embedder.linear_2.weight, std=0.02)
         # adaLN-zero: every block starts as the identity, which is what lets 12 of them train fast.
         nn.init.zeros_(block.norm1.linear.weight)
     nn.init.zeros_(model.proj_out_1.weight)
@@ -95,7 +130,7 @@ def accuracy(classifier: digits.DigitClassifier, images: Tensor, labels: Tensor)
 
 
 class Trainer:
-    """The diffusion training: noise prediction, AdamW, a moving average of the weights.
+    """The diffusion training: v-prediction, AdamW, a moving average of the weights.
 
     Each step draws its batch from a generator seeded by the seed and the step alone, so a resumed
     run takes the same steps as one that was never interrupted.
@@ -135,15 +170,18 @@ class Trainer:
         return self.images[chosen], noise, timesteps, labels
 
     def train_step(self, forward: Callable[..., Any]) -> float:
-        """Take one optimiser step; return its unweighted loss (mean squared error of the noise)."""
+        """Take one optimiser step; return its unweighted loss (mean squared error of v)."""
         images, noise, timesteps, labels = self.draw_batch()
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * images + (1 - alpha).sqrt() * noise
         predicted = forward(noisy, timestep=timesteps, class_labels=labels, return_dict=False)[0]
-        error = (predicted - noise).square().mean(dim=(1, 2, 3))
-        # Min-SNR weights (Hang et al., 2023): the last, almost noiseless steps matter little.
-        snr = self.alphas[timesteps] / (1 - self.alphas[timesteps])
-        loss = (error * (MIN_SNR_GAMMA / snr).clamp(max=1.0)).mean()
+        # v (Salimans and Ho, 2022) and not the noise, which says next to nothing about the image
+        # where the latents are almost pure noise: four timesteps in ten of this schedule.
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * images
+        error = (predicted - velocity).square().mean(dim=(1, 2, 3))
+        # An error of v is 1 - alpha times smaller as an error of the image. Capping that weight
+        # keeps the almost noiseless steps, which matter little, from dominating.
+        loss = (error * (MAX_WEIGHT * (1 - self.alphas[timesteps])).clamp(max=1.0)).mean()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad()
@@ -211,11 +249,12 @@ def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
+    partial.chmod(0o644)  # package data is for every user to read
     partial.replace(path)
 
 
 def measure(
-    model: Callable[..., Any], classifier: digits.DigitClassifier, per_class: int = 10
+    model: Callable[..., Any], classifier: digits.DigitClassifier, per_class: int = 20
 ) -> dict[float, float]:
     """Class accuracy of 50-step samples, by guidance scale."""
     labels = torch.arange(digits.NUM_CLASSES).repeat_interleave(per_class)
@@ -229,7 +268,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     data = Path(__file__).resolve().parent.parent / "dit_compile" / "data"
     parser = argparse.ArgumentParser(description="Train the bundled digit model.")
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=2000, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)

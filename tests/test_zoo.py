@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -76,11 +77,22 @@ def test_variants_differ_in_shape(item: Case) -> None:
 
 
 @each_case
-def test_blocks_are_the_configured_stacks(item: Case) -> None:
+def test_forward_runs_each_configured_block_once(item: Case) -> None:
     model = build(item)
-    stacks = [model.get_submodule(path) for path in item.stacks]
-    assert all(isinstance(stack, nn.ModuleList) for stack in stacks)
-    assert tuple(len(list(stack.children())) for stack in stacks) == item.blocks
+    ran: list[tuple[str, int]] = []
+    for path, count in zip(item.stacks, item.blocks, strict=True):
+        blocks = list(model.get_submodule(path).children())
+        assert len(blocks) == count
+        for index, block in enumerate(blocks):
+            block.register_forward_pre_hook(partial(_record, ran, (path, index)))
+    _run(model, _inputs(item, 0))
+    assert tuple(dict.fromkeys(path for path, _ in ran)) == item.stacks
+    for path, count in zip(item.stacks, item.blocks, strict=True):
+        assert [index for run, index in ran if run == path] == list(range(count))
+
+
+def _record(ran: list[tuple[str, int]], entry: tuple[str, int], *_: object) -> None:
+    ran.append(entry)
 
 
 def test_build_is_deterministic() -> None:

@@ -8,7 +8,7 @@ a model, class or attribute takes part.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 import torch
@@ -23,6 +23,8 @@ from dit_compile.analysis.flow import (
     is_copy,
     is_heavy,
     op_name,
+    read_by,
+    same_shape,
     sizes,
 )
 
@@ -66,6 +68,7 @@ class Residual:
         base: the stream's value that the branch is computed from.
         branch: the operand that is the branch, gate included.
         span: the nodes on the ways from ``base`` to ``branch``.
+        own: ``base`` and what of ``span`` is computed from it without other streams' additions.
     """
 
     add: fx.Node
@@ -73,6 +76,7 @@ class Residual:
     base: fx.Node
     branch: fx.Node
     span: int
+    own: int
 
 
 #: Residual additions by the node that adds.
@@ -90,12 +94,24 @@ def find_residuals(flow: Flow) -> list[Residual]:
         if made is not None and not (made.span & added and _spans_blocks(flow, made, found)):
             found[node] = made
             added |= 1 << flow.at[node]
-    return [residual for residual in found.values() if not _is_nested(flow, residual, found)]
+    kept = [residual for residual in found.values() if not _is_nested(flow, residual, found)]
+    adds = flow.bits(residual.add for residual in kept)
+    return [replace(residual, own=_own(flow, residual, adds)) for residual in kept]
+
+
+def _own(flow: Flow, residual: Residual, adds: int) -> int:
+    reached = 1 << flow.at[residual.base]
+    if not residual.span & adds:
+        return reached | residual.span
+    for node in flow.members(residual.span & ~adds):
+        if any(flow.has(reached, arg) for arg in read_by(node)):
+            reached |= 1 << flow.at[node]
+    return reached
 
 
 def _is_nested(flow: Flow, inner: Residual, found: Found) -> bool:
     """Whether ``inner`` is a detail of another's branch: nothing else ever sees its sum."""
-    users = flow.bits(inner.add.users)
+    users = flow.bits(flow.users(inner.add))
     return any(
         outer.span & users == users
         and outer is not inner
@@ -114,12 +130,12 @@ def _residual(flow: Flow, add: fx.Node, found: Found) -> Residual | None:
     else:
         pairs = [(first, second), (second, first)]
     for stream, branch in pairs:
-        if len(sizes(stream)) < 2 or sizes(stream) != sizes(add):
+        if len(sizes(stream)) < 2 or not same_shape(stream, add):
             continue
         for base in _bases(stream, found):
             span = flow.between(base, branch)
             if span & flow.heavy:
-                return Residual(add, stream, base, branch, span)
+                return Residual(add, stream, base, branch, span, span)
     return None
 
 
@@ -199,7 +215,7 @@ def split_gate(flow: Flow, residual: Residual) -> tuple[fx.Node, fx.Node | None]
     """The branch's output before the gate, and the gate if there is one."""
     if residual.add.target is aten.addcmul.default:
         others = [arg for arg in residual.add.all_input_nodes[1:] if arg is not residual.branch]
-        return _bare(residual.branch), _source_of_gate(others[0]) if others else None
+        return _bare(flow, residual.branch), _source_of_gate(others[0]) if others else None
     node = residual.branch
     while True:
         args = node.all_input_nodes
@@ -209,19 +225,19 @@ def split_gate(flow: Flow, residual: Residual) -> tuple[fx.Node, fx.Node | None]
                 gate = args[1] if own[0] is args[0] else args[0]
                 if not flow.varies(gate) and _normalises(own[0]):
                     break  # the weight of a norm written out
-                return _bare(own[0]), _source_of_gate(gate)
+                return _bare(flow, own[0]), _source_of_gate(gate)
             break
         if not is_copy(node):
             break
         node = args[0]
-    return _bare(residual.branch), None
+    return _bare(flow, residual.branch), None
 
 
-def _bare(node: fx.Node) -> fx.Node:
+def _bare(flow: Flow, node: fx.Node) -> fx.Node:
     """``node`` before casts and disabled dropout that it alone goes through."""
     while op_name(node) in {"_to_copy", "to", "type_as", "clone", "dropout"}:
         source = node.all_input_nodes[0]
-        if len(source.users) > 1 or sizes(source) != sizes(node):
+        if len(flow.users(source)) > 1 or not same_shape(source, node):
             break
         node = source
     return node
@@ -245,7 +261,7 @@ def _normalises(node: fx.Node) -> bool:
 
 def kind_of(flow: Flow, residual: Residual) -> str:
     """Which kind of branch a residual addition joins; see :class:`Branch`."""
-    span = residual.span
+    span = residual.own & residual.span
     cores = list(flow.members(span & flow.core_bits))
     bends = [node for node in flow.members(span) if op_name(node) in NONLINEAR]
     if not cores:
@@ -258,7 +274,8 @@ def kind_of(flow: Flow, residual: Residual) -> str:
     for core in last:
         if any(_bends_linear(flow, flow.after[flow.at[core]] & span, node) for node in bends):
             return "attn+mlp"
-    own = any(all(flow.depends(arg, residual.base) for arg in flow.cores[core]) for core in last)
+    mixed = [flow.cores[core] for core in last]
+    own = any(all(flow.has(residual.own, arg) for arg in args) for args in mixed)
     return "attn" if own else "cross"
 
 
@@ -282,13 +299,13 @@ def _is_beside(flow: Flow, span: int, node: fx.Node, cores: list[fx.Node]) -> bo
     return meets is not None and op_name(meets) != "mul"
 
 
-def work_of(output: fx.Node) -> frozenset[fx.Node]:
+def work_of(flow: Flow, output: fx.Node) -> frozenset[fx.Node]:
     """``output`` and what nothing else needs: the nodes that die when it is replaced."""
     dead = {output}
     stack = [output]
     while stack:
         for arg in stack.pop().all_input_nodes:
-            if arg.op == "call_function" and arg not in dead and all(u in dead for u in arg.users):
+            if arg.op == "call_function" and arg not in dead and dead.issuperset(flow.users(arg)):
                 dead.add(arg)
                 stack.append(arg)
     return frozenset(dead)

@@ -269,7 +269,7 @@ def bound_parts(
       of a weight) is made where a heavy operator needs it: only those inputs count as read.
     - Each byte is read from memory once in a call, however many operators read it: weights, inputs
       and heavy operators' results. A heavy operator pays for what none before it has read.
-    - What other operators read of the graph's inputs and weights is read by the first heavy operator
+    - What other operators read of the graph's inputs and weights is read by the first heavy one
       that uses what they compute, so it may hide behind arithmetic. What none uses, and results of
       the graph that are not a heavy operator's, are moved at the end. A result that was made from
       a heavy operator's by fused operators costs only what it is larger than that.

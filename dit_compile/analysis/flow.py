@@ -38,8 +38,8 @@ _LIKE_ALL = {
     "rand_like", "randn_like", "sym_numel", "sym_size", "sym_stride", "zeros_like",
 }  # fmt: skip
 NORMS = {
-    "batch_norm", "group_norm", "instance_norm", "layer_norm", "native_group_norm",
-    "native_layer_norm", "rms_norm",
+    "adaln_norm", "batch_norm", "group_norm", "instance_norm", "layer_norm",
+    "native_group_norm", "native_layer_norm", "rms_norm",
 }  # fmt: skip
 _PRODUCTS = {"baddbmm", "bmm", "einsum", "linear", "matmul", "mm"}
 _HEAVY = _PRODUCTS | {
@@ -71,6 +71,8 @@ def is_heavy(node: fx.Node) -> bool:
     """Whether ``node`` is a matrix product, a convolution or an attention."""
     if op_name(node) in _HEAVY or is_fused_attention(node):
         return True
+    if op_name(node) in NORMS:
+        return False
     # An operator that is not torch's own counts when it contracts with a matrix of weights.
     namespace = getattr(node.target, "namespace", "aten")
     return namespace not in {"aten", "prims"} and any(
@@ -91,6 +93,14 @@ def sizes(node: fx.Node) -> tuple[Hashable, ...]:
     return tuple(size if isinstance(size, int) else size.node.expr for size in value.shape)
 
 
+def same_shape(left: fx.Node, right: fx.Node) -> bool:
+    """Whether two tensors have the same shape as far as numbers tell; symbols may be equal."""
+    a, b = sizes(left), sizes(right)
+    return len(a) == len(b) and all(
+        x == y or not (isinstance(x, int) or isinstance(y, int)) for x, y in zip(a, b, strict=True)
+    )
+
+
 def read_by(node: fx.Node) -> list[fx.Node]:
     """The arguments whose elements ``node`` reads; not those of which it takes the shape alone."""
     if not node.all_input_nodes or op_name(node) in _LIKE_ALL:
@@ -108,9 +118,9 @@ def carriers(node: fx.Node) -> list[fx.Node]:
         return read_by(node)
     if name in NORMS:
         return node.all_input_nodes[:1]
-    if is_heavy(node) or not (shape := sizes(node)):
+    if is_heavy(node) or not sizes(node):
         return []
-    return [arg for arg in read_by(node) if sizes(arg) == shape]
+    return [arg for arg in read_by(node) if same_shape(arg, node)]
 
 
 def is_copy(node: fx.Node) -> bool:
@@ -121,10 +131,10 @@ def is_copy(node: fx.Node) -> bool:
 
 
 class Flow:
-    """Who depends on whom in one graph, as bit sets over the nodes' positions."""
+    """Who depends on whom in one graph, as sets of bits, one for each node that is not dead."""
 
     def __init__(self, program: Program, graph: fx.Graph) -> None:
-        self.nodes: list[fx.Node] = list(graph.nodes)
+        self.nodes = _live(graph)
         self.at = {node: i for i, node in enumerate(self.nodes)}
         self.before: list[int] = []  # the node and all it depends on
         self.after = [1 << i for i in range(len(self.nodes))]  # it and all that depends on it
@@ -138,7 +148,7 @@ class Flow:
             for arg in reads[i]:
                 self.after[arg] |= self.after[i]
         self.heavy = self.bits(filter(is_heavy, self.nodes))
-        inputs = graph.find_nodes(op="placeholder")
+        inputs = [node for node in self.nodes if node.op == "placeholder"]
         self._given = self.bits(node for node in inputs if not _is_weight(program, node))
 
     def bits(self, nodes: Iterable[fx.Node]) -> int:
@@ -158,6 +168,10 @@ class Flow:
     def has(self, bits: int, node: fx.Node) -> bool:
         """Whether ``node`` is in the set ``bits``."""
         return bool(bits >> self.at[node] & 1)
+
+    def users(self, node: fx.Node) -> list[fx.Node]:
+        """The users of ``node`` that are not dead."""
+        return [user for user in node.users if user in self.at]
 
     def depends(self, node: fx.Node, source: fx.Node) -> bool:
         """Whether ``node`` is ``source`` or is computed from it."""
@@ -207,6 +221,15 @@ def _factors(node: fx.Node) -> list[fx.Node]:
     if op_name(node) in {"addbmm", "addmm", "baddbmm"}:
         return [arg for arg in node.args[1:3] if isinstance(arg, fx.Node)]
     return node.all_input_nodes
+
+
+def _live(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that the outputs need, in order."""
+    needed = set(graph.find_nodes(op="output"))
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return [node for node in graph.nodes if node in needed]
 
 
 def _is_weight(program: Program, node: fx.Node) -> bool:

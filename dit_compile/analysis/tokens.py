@@ -38,45 +38,6 @@ class Miss:
 
 
 @dataclass(frozen=True)
-class TokenAxis:
-    """Where a value holds tokens.
-
-    Attributes:
-        dim: the dimension.
-        count: its length; of ``B*F`` where frames are folded into the batch.
-        role: ``tokens`` (all of the latent's), ``joint`` (those and another stream's), or in a
-            model that treats them apart ``spatial`` and ``temporal``.
-        others: further dimensions that hold tokens, such as the keys of attention scores.
-    """
-
-    dim: int
-    count: sympy.Expr
-    role: str = "tokens"
-    others: tuple[TokenAxis, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens of a graph.
-
-    Attributes:
-        latent: the input whose spatial dimensions make the tokens.
-        axes: the token axis of each node that has one; maps not yet flattened have none.
-        count: number of the latent's tokens in one sample.
-        misses: operators whose result sizes are unknown.
-        sizes: the captured number of each symbol. Of the latent, ``B`` and ``C`` are batch and
-            channels, ``N``, ``H, W`` or ``F, H, W`` what becomes tokens (with ``K`` items in front); dimension 1 of another
-            input ``text`` is ``text_1``.
-    """
-
-    latent: fx.Node
-    axes: Mapping[fx.Node, TokenAxis]
-    count: sympy.Expr
-    misses: tuple[Miss, ...]
-    sizes: Mapping[sympy.Symbol, int]
-
-
-@dataclass(frozen=True)
 class Size:
     """One dimension: its captured number and, unless it is unknown, its expression.
 
@@ -103,6 +64,11 @@ def const(value: int) -> Size:
     return Size(value, sympy.Integer(value))
 
 
+def unknown(value: int) -> Size:
+    """A size that no rule tells."""
+    return Size(value, None)
+
+
 def product(sizes: Sequence[Size]) -> Size:
     """The size of ``sizes`` flattened into one dimension."""
     kept = [f for s in sizes if s.expr != 1 for f in (s.factors or (s,))]
@@ -110,7 +76,7 @@ def product(sizes: Sequence[Size]) -> Size:
         return sizes[0] if len(sizes) == 1 else kept[0]
     value = math.prod(size.value for size in kept) if all(s.value >= 0 for s in kept) else -1
     if any(size.expr is None for size in kept):
-        return Size(value, None)
+        return unknown(value)
     return Size(value, sympy.Mul(*(size.expr for size in kept)), tuple(kept))
 
 
@@ -119,7 +85,7 @@ def total(sizes: Sequence[Size]) -> Size:
     parts = tuple(p for size in sizes for p in (size.parts or (size,)) if p.expr != 0)
     value = sum(size.value for size in parts) if all(size.value >= 0 for size in parts) else -1
     if len(parts) == 1 or any(size.expr is None for size in parts):
-        return parts[0] if len(parts) == 1 else Size(value, None)
+        return parts[0] if len(parts) == 1 else unknown(value)
     same = all(size.expr == sizes[0].expr for size in sizes)
     factors = (const(len(sizes)), *(sizes[0].factors or sizes[:1])) if same else ()
     return Size(value, sympy.Add(*(size.expr for size in parts)), factors, parts)
@@ -127,6 +93,8 @@ def total(sizes: Sequence[Size]) -> Size:
 
 def divide(size: Size, by: int) -> Size:
     """``size / by``; taken to be exact for all sizes if it is for the captured one."""
+    if by == 1:
+        return size
     if size.value % by or size.expr is None:
         expr = None if size.expr is None else sympy.floor(size.expr / by)
         return Size(size.value // by, expr)
@@ -136,17 +104,17 @@ def divide(size: Size, by: int) -> Size:
 def cut(size: Size, start: int, end: int, step: int = 1) -> Size:
     """The length of ``[start:end:step]``, along the seams of what was concatenated or flattened."""
     if size.value < 0:
-        return Size(-1, None)
+        return unknown(-1)
     whole = end >= size.value
     first = max(start + size.value, 0) if start < 0 else min(start, size.value)
     last = size.value if whole else max(end + size.value if end < 0 else end, first)
     if not size.symbolic or first == last:
         length = -(-(last - first) // step)
-        return const(length) if size.expr is not None or not whole else Size(length, None)
+        return const(length) if size.expr is not None or not whole else unknown(length)
     if step != 1:
         length = -(-(last - first) // step)
         exact = (last - first) % step == 0
-        return divide(cut(size, start, end), step) if exact else Size(length, None)
+        return divide(cut(size, start, end), step) if exact else unknown(length)
     if first == 0 and whole:
         return size
     seams = list(itertools.accumulate((part.value for part in size.parts), initial=0))
@@ -168,7 +136,7 @@ def regroup(sizes: Shape, values: Sequence[int]) -> Shape:
     """
     if [size.value for size in sizes] == list(values):
         return sizes
-    left = [size for size in sizes if size.expr != 1]
+    left = [f for size in sizes if size.expr != 1 for f in (size.factors or (size,))]
     result: list[Size] = []
     while len(result) < len(values):
         start = len(result)
@@ -176,9 +144,11 @@ def regroup(sizes: Shape, values: Sequence[int]) -> Shape:
             result.append(const(1))
             continue
         group, stop = left[:1], start + 1
-        while (have := product(group).value) != (want := math.prod(values[start:stop])):
+        while (have := product(group).value) != (
+            want := math.prod(values[start:stop])
+        ):
             if (have < want and len(group) == len(left)) or (have > want and stop == len(values)):
-                return (*result, *(Size(value, None) for value in values[start:]))
+                return (*result, *(unknown(value) for value in values[start:]))
             group, stop = (left[: len(group) + 1], stop) if have < want else (group, stop + 1)
         rest = left[len(group) :]
         while (
@@ -199,32 +169,30 @@ def _refactor(group: Sequence[Size], values: Sequence[int]) -> list[Size]:
     """Deal the factors of ``group`` out to ``values``, which have the same product."""
     if len(values) == 1:
         return [product(group)]
-    atoms = [factor for size in group for factor in (size.factors or (size,))]
+    atoms = list(group)
+    single = sum(atom.symbolic for atom in atoms) == 1
     result: list[Size] = []
     for want in values:
         taken: list[Size] = []
         while want > 1:
             head = atoms.pop(0)
             shared = math.gcd(want, head.value)
-            if shared == 1 and head.value != 1:  # no seam here: all but the outermost are numbers
+            if shared == 1 and head.value != 1:  # no seam here; a lone symbol stays outermost
                 outer = divide(product(group), math.prod(values[1:]))
-                return [outer, *(Size(v, outer.expr and sympy.Integer(v)) for v in values[1:])]
+                sure = single and outer.expr is not None
+                return [outer, *map(const, values[1:])] if sure else [unknown(v) for v in values]
             taken.append(divide(head, head.value // shared))
             want //= shared
             if shared != head.value:
-                atoms.insert(
-                    0,
-                    const(head.value // shared)
-                    if head.expr is not None
-                    else Size(head.value // shared, None),
-                )
+                rest = head.value // shared
+                atoms.insert(0, unknown(rest) if head.expr is None else const(rest))
         result.append(product(taken))
     result[-1] = product([result[-1], *atoms])
     return result
 
 
 @dataclass
-class _Call:
+class Call:
     """A node while its rule runs: arguments by their schema names, tensors as their sizes."""
 
     node: fx.Node
@@ -232,23 +200,25 @@ class _Call:
     real: list[tuple[int, ...]]  # captured sizes of the results
 
     def __getitem__(self, name: str) -> Any:
+        """An argument by its name."""
         return self.args[name]
 
     @property
     def first(self) -> Shape:
         """Sizes of the first tensor."""
-        return next(value for value in self.args.values() if _is_shape(value))
+        return next(value for value in self.args.values() if is_shape(value))
 
     def dim(self, name: str = "dim", extra: int = 0) -> int:
         """A dimension argument, counted from the front."""
         return int(self[name]) % max(len(self.first) + extra, 1)
 
 
-def _is_shape(value: Any) -> bool:
+def is_shape(value: Any) -> bool:
+    """Whether ``value`` is the sizes of one tensor."""
     return type(value) is tuple and all(isinstance(item, Size) for item in value)
 
 
-Rule = Callable[["_Inference", _Call], Any]
+Rule = Callable[["Inference", Call], Any]
 _RULES: dict[str, Rule] = {}
 
 
@@ -262,7 +232,7 @@ def size_rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-class _Inference:
+class Inference:
     """Sizes of every node of a graph, in the symbols of the user inputs."""
 
     def __init__(self, program: Program, graph: fx.Graph) -> None:
@@ -291,8 +261,8 @@ class _Inference:
 
     def expressions(self, node: fx.Node) -> tuple[sympy.Expr | None, ...]:
         """The sizes of a node that yields one tensor; none for any other."""
-        shape = self.shapes.get(node)
-        if not _is_shape(shape):
+        shape: Any = self.shapes.get(node)
+        if not is_shape(shape):
             return ()
         return tuple(None if size.expr is None else self.resolve(size.expr) for size in shape)
 
@@ -313,16 +283,21 @@ class _Inference:
         return right if keys[1] > keys[0] else left
 
     def _unify(self, left: Size, right: Size) -> None:
-        """Learn from two sizes that must be equal; sums with the same seams agree part by part."""
+        """Learn from two sizes that must be equal; with the same seams, piece by piece."""
         one, two = self.resolve(left.expr), self.resolve(right.expr)
+        if not one.is_Symbol and not two.is_Symbol:  # B*F and b*F
+            ratio = sympy.fraction(one / two)
+            one, two = ratio if any(side.is_Symbol for side in ratio) else (one, two)
         rank = list(self.numbers).index
         if two.is_Symbol and not (one.is_Symbol and rank(one) > rank(two)):
             one, two = two, one
-        if one.is_Symbol and one not in two.free_symbols:
+        if one.is_Symbol and two.free_symbols - {one} == two.free_symbols != set():
             self.equal[one] = two
-        elif one != two and [p.value for p in left.parts] == [p.value for p in right.parts]:
-            for mine, other in zip(left.parts, right.parts, strict=True):
-                self.join(mine, other)
+        elif one != two:
+            for mine, other in ((left.parts, right.parts), (left.factors, right.factors)):
+                if [piece.value for piece in mine] == [piece.value for piece in other]:
+                    for pair in zip(mine, other, strict=True):
+                        self.join(*pair)
 
     def broadcast(self, *shapes: Shape) -> Shape:
         """The sizes of pointwise operands."""
@@ -365,7 +340,7 @@ class _Inference:
         for dim, size in enumerate(value.shape):
             formula: Any = None if isinstance(size, int) else size.node.expr
             unseen: set[Any] = formula.free_symbols - self.traced.keys() if formula else set()
-            if formula is not None and not unseen:
+            if formula is not None and formula.free_symbols and not unseen:
                 sizes.append(self._traced_size(size))
                 continue
             symbol = sympy.Symbol(f"{node.name}_{dim}", integer=True, positive=True)
@@ -381,21 +356,22 @@ class _Inference:
         tensors = _tensors(value)
         real = [tuple(map(_number, tensor.shape)) for tensor in tensors]
         try:
-            call = _Call(node, _arguments(node, self.shapes), real)
+            call = Call(node, _arguments(node, self.shapes), real)
             results = self._apply(call)
-        except (IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
-            self.misses.append(
-                Miss(node, f"its arguments are not what the rule expects: {error!r}")
-            )
-            results = None
-        shapes = results if isinstance(results, list) else [results] * len(tensors)
+            shapes = results if isinstance(results, list) else [results] * len(tensors)
+            if len(shapes) != len(tensors):
+                raise ValueError(f"{len(shapes)} results")
+        except (ArithmeticError, LookupError, StopIteration, TypeError, ValueError) as error:
+            reason = f"its arguments are not what the rule expects: {error!r}"
+            self.misses.append(Miss(node, reason))
+            shapes = [None] * len(tensors)
         checked = [
             self._check(node, None if shape is None else tuple(shape), tensor.shape)
             for shape, tensor in zip(shapes, tensors, strict=True)
         ]
         return checked[0] if isinstance(value, torch.Tensor) else checked
 
-    def _apply(self, call: _Call) -> Any:
+    def _apply(self, call: Call) -> Any:
         operands = [s for s in pytree.tree_leaves(call.args) if isinstance(s, Size)]
         target: Any = call.node.target
         if target is operator.getitem:
@@ -424,7 +400,7 @@ class _Inference:
     def _check(self, node: fx.Node, shape: Shape | None, real: Sequence[Any]) -> Shape:
         """Hold a rule's result against the captured numbers and the traced expressions."""
         numbers = [_number(size) for size in real]
-        sizes = [Size(number, None) for number in numbers]
+        sizes = [unknown(number) for number in numbers]
         if shape is not None:
             pairs = list(zip(shape, numbers, strict=False))
             wrong = any(s.value != n and min(s.value, n) >= 0 for s, n in pairs)
@@ -433,25 +409,39 @@ class _Inference:
                     Miss(node, f"inferred {[s.value for s in shape]}, not {numbers}")
                 )
             else:  # what depends on data has no number
-                sizes = [s if s.value == n >= 0 else Size(n, None) for s, n in pairs]
+                sizes = [s if s.value == n >= 0 else unknown(n) for s, n in pairs]
         for dim, size in enumerate(real):
             if isinstance(size, int):
                 continue
             traced = self._traced_size(size)
-            if sizes[dim].symbolic and traced.expr is not None:
-                if self._agree(sizes[dim].expr, traced.expr):
+            mine = sizes[dim]
+            if mine.symbolic and traced.expr is not None:
+                if self._agree(mine, traced):
                     continue
-                self.misses.append(Miss(node, f"inferred {sizes[dim].expr}, traced {traced.expr}"))
+                if not mine.expr.free_symbols < traced.expr.free_symbols:  # more than baked numbers
+                    self.misses.append(Miss(node, f"inferred {mine.expr}, traced {traced.expr}"))
             sizes[dim] = traced
         return tuple(sizes)
 
-    def _agree(self, mine: sympy.Expr, traced: sympy.Expr) -> bool:
-        """Whether two expressions are equal once sizes that the trace holds fixed have numbers."""
-        free = set().union(*(expr.free_symbols for expr in self.traced.values()))
-        gap = self.resolve(mine) - self.resolve(traced)
-        return bool(
-            sympy.expand(gap.subs({s: n for s, n in self.numbers.items() if s not in free})) == 0
-        )
+    def _agree(self, mine: Size, traced: Size) -> bool:
+        """Whether two sizes are equal, given numbers for what the trace holds fixed.
+
+        That two inputs must agree in size may be learned here; never that two dimensions of one do.
+        """
+        moving = set().union(*(expr.free_symbols for expr in self.traced.values()))
+        fixed = {s: number for s, number in self.numbers.items() if s not in moving}
+
+        def same() -> bool:
+            gap = self.resolve(mine.expr) - self.resolve(traced.expr)
+            return bool(sympy.expand(gap.subs(fixed)) == 0)
+
+        if same():
+            return True
+        apart = self.resolve(mine.expr).free_symbols ^ self.resolve(traced.expr).free_symbols
+        owners = [str(symbol).rpartition("_")[0] for symbol in apart]
+        if len(set(owners)) == len(owners):
+            self._unify(mine, traced)
+        return same()
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
@@ -467,7 +457,8 @@ def _number(size: Any) -> int:
 
 def _arguments(node: fx.Node, shapes: Mapping[fx.Node, Any]) -> dict[str, Any]:
     def replaced(arg: fx.Node) -> Any:
-        return shapes[arg] if arg in shapes else _number(arg.meta["val"])
+        value = arg.meta.get("val")
+        return shapes.get(arg, _number(value) if isinstance(value, int | torch.SymInt) else value)
 
     schema = getattr(node.target, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema else map(str, range(9))
@@ -477,8 +468,8 @@ def _arguments(node: fx.Node, shapes: Mapping[fx.Node, Any]) -> dict[str, Any]:
 
 
 @size_rule("__and__", "__or__", "__xor__", "polar", "fill", "prelu", "where")
-def _pointwise(run: _Inference, call: _Call) -> Shape:
-    return run.broadcast(*filter(_is_shape, call.args.values()))
+def _pointwise(run: Inference, call: Call) -> Shape:
+    return run.broadcast(*filter(is_shape, call.args.values()))
 
 
 @size_rule(
@@ -525,11 +516,11 @@ def _pointwise(run: _Inference, call: _Call) -> Shape:
     "bernoulli",
     "leaky_relu",
 )
-def _same(run: _Inference, call: _Call) -> Shape:
+def _same(run: Inference, call: Call) -> Shape:
     return call.first
 
 
-def _reduce(run: _Inference, call: _Call) -> Shape:
+def _reduce(run: Inference, call: Call) -> Shape:
     dims = call["dim"] if isinstance(call["dim"], Sequence) else [call["dim"]]
     rank = len(call.first)
     gone = {dim % rank for dim in dims if dim is not None} or set(range(rank))
@@ -538,30 +529,30 @@ def _reduce(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as")
-def _view(run: _Inference, call: _Call) -> Shape:
+def _view(run: Inference, call: Call) -> Shape:
     return regroup(call.first, call.real[0])
 
 
 @size_rule("unsqueeze")
-def _unsqueeze(run: _Inference, call: _Call) -> Shape:
+def _unsqueeze(run: Inference, call: Call) -> Shape:
     dim = call.dim(extra=1)
     return (*call.first[:dim], const(1), *call.first[dim:])
 
 
 @size_rule("squeeze")
-def _squeeze(run: _Inference, call: _Call) -> Shape:
+def _squeeze(run: Inference, call: Call) -> Shape:
     dims = call.args.get("dim", range(len(call.first)))
     gone = {dim % len(call.first) for dim in (dims if isinstance(dims, Sequence) else [dims])}
     return tuple(s for i, s in enumerate(call.first) if i not in gone or s.value != 1)
 
 
 @size_rule("permute")
-def _permute(run: _Inference, call: _Call) -> Shape:
+def _permute(run: Inference, call: Call) -> Shape:
     return tuple(call.first[dim] for dim in call["dims"])
 
 
 @size_rule("transpose", "swapaxes", "t", "numpy_T")
-def _transpose(run: _Inference, call: _Call) -> Shape:
+def _transpose(run: Inference, call: Call) -> Shape:
     sizes = list(call.first)
     if "dim0" not in call.args:
         return tuple(reversed(sizes))
@@ -571,13 +562,13 @@ def _transpose(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("select", "unbind")
-def _select(run: _Inference, call: _Call) -> list[Shape]:
+def _select(run: Inference, call: Call) -> list[Shape]:
     dim = call.dim()
     return [(*call.first[:dim], *call.first[dim + 1 :])] * len(call.real)
 
 
 @size_rule("slice", "narrow")
-def _slice(run: _Inference, call: _Call) -> Shape:
+def _slice(run: Inference, call: Call) -> Shape:
     start = call["start"] or 0
     end = start + call["length"] if "length" in call.args else call["end"]
     end = call.first[call.dim()].value if end is None else end
@@ -585,7 +576,7 @@ def _slice(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("split", "split_with_sizes", "chunk", "tensor_split")
-def _split(run: _Inference, call: _Call) -> list[Shape]:
+def _split(run: Inference, call: Call) -> list[Shape]:
     size = call.first[call.dim()]
     lengths = [sizes[call.dim()] for sizes in call.real]
     ends = list(itertools.accumulate(lengths))
@@ -595,20 +586,20 @@ def _split(run: _Inference, call: _Call) -> list[Shape]:
     return [_with(call, piece) for piece in pieces]
 
 
-def _with(call: _Call, size: Size) -> Shape:
+def _with(call: Call, size: Size) -> Shape:
     """The first tensor's sizes with another one at ``dim``."""
     return (*call.first[: call.dim()], size, *call.first[call.dim() + 1 :])
 
 
 @size_rule("stack")
-def _stack(run: _Inference, call: _Call) -> Shape:
+def _stack(run: Inference, call: Call) -> Shape:
     sizes = run.broadcast(*call["tensors"])
     dim = call["dim"] % (len(sizes) + 1)
     return (*sizes[:dim], const(len(call["tensors"])), *sizes[dim:])
 
 
 @size_rule("cat", "concat", "concatenate", "vstack")
-def _cat(run: _Inference, call: _Call) -> Shape:
+def _cat(run: Inference, call: Call) -> Shape:
     shapes = [s for s in call["tensors"] if [size.value for size in s] != [0]]
     dim = call.args.get("dim", 0) % len(shapes[0])
     blank = [(*shape[:dim], const(1), *shape[dim + 1 :]) for shape in shapes]
@@ -617,13 +608,13 @@ def _cat(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("expand", "expand_as", "broadcast_to")
-def _expand(run: _Inference, call: _Call) -> Shape:
+def _expand(run: Inference, call: Call) -> Shape:
     target = call["other"] if "other" in call.args else tuple(map(const, call.real[0]))
     return run.broadcast(call.first, target)
 
 
 @size_rule("repeat", "tile")
-def _repeat(run: _Inference, call: _Call) -> Shape:
+def _repeat(run: Inference, call: Call) -> Shape:
     times = list(call["repeats"] if "repeats" in call.args else call["dims"])
     rank = max(len(times), len(call.first))
     sizes = [*[const(1)] * (rank - len(call.first)), *call.first]
@@ -632,7 +623,7 @@ def _repeat(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("repeat_interleave")
-def _interleave(run: _Inference, call: _Call) -> Shape | None:
+def _interleave(run: Inference, call: Call) -> Shape | None:
     if not isinstance(call.args.get("repeats"), int):
         return None
     if call["dim"] is None:
@@ -641,26 +632,26 @@ def _interleave(run: _Inference, call: _Call) -> Shape | None:
 
 
 @size_rule("linear")
-def _linear(run: _Inference, call: _Call) -> Shape:
+def _linear(run: Inference, call: Call) -> Shape:
     run.contract(call["input"][-1], call["weight"][-1])
     return (*call["input"][:-1], *call["weight"][:-1])
 
 
 @size_rule("matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm")
-def _matmul(run: _Inference, call: _Call) -> Shape:
-    left, right = [s for s in call.args.values() if _is_shape(s)][-2:]
+def _matmul(run: Inference, call: Call) -> Shape:
+    left, right = [s for s in call.args.values() if is_shape(s)][-2:]
     run.contract(left[-1], right[-2] if len(right) > 1 else right[0])
     batch = run.broadcast(left[:-2], right[:-2])
     return (*batch, *left[-2:-1], *(right[-1:] if len(right) > 1 else ()))
 
 
 @size_rule("outer", "ger")
-def _outer(run: _Inference, call: _Call) -> Shape:
+def _outer(run: Inference, call: Call) -> Shape:
     return (*call["self"], *call["vec2"])
 
 
 @size_rule("einsum")
-def _einsum(run: _Inference, call: _Call) -> Shape | None:
+def _einsum(run: Inference, call: Call) -> Shape | None:
     terms, _, result = call["equation"].replace(" ", "").partition("->")
     if "." in terms:
         return None
@@ -674,7 +665,7 @@ def _einsum(run: _Inference, call: _Call) -> Shape | None:
 
 
 @size_rule("scaled_dot_product_attention")
-def _attention(run: _Inference, call: _Call) -> Shape:
+def _attention(run: Inference, call: Call) -> Shape:
     query, key, value = call["query"], call["key"], call["value"]
     run.join(query[-1], key[-1])
     keys = run.join(key[-2], value[-2])
@@ -687,7 +678,7 @@ def _attention(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("conv1d", "conv2d", "conv3d", "convolution")
-def _conv(run: _Inference, call: _Call) -> Shape | None:
+def _conv(run: Inference, call: Call) -> Shape | None:
     image, weight = call["input"], call["weight"]
     rank = len(weight) - 2
     if len(image) != len(weight) or call.args.get("transposed"):
@@ -736,7 +727,7 @@ def _window(size: Size, kernel: int, stride: int, pad: int, dilation: int) -> Si
     "conv_transpose2d",
     "conv_transpose3d",
 )
-def _resize(run: _Inference, call: _Call) -> Shape:
+def _resize(run: Inference, call: Call) -> Shape:
     """Spatial sizes change by a whole factor; channels are what they are."""
     return tuple(
         size
@@ -747,13 +738,13 @@ def _resize(run: _Inference, call: _Call) -> Shape:
         if size.value % real == 0
         else product([size, const(real // size.value)])
         if real % size.value == 0
-        else Size(real, None)
+        else unknown(real)
         for size, real in zip(call.first, call.real[0], strict=True)
     )
 
 
 @size_rule("pad", "constant_pad_nd")
-def _pad(run: _Inference, call: _Call) -> Shape:
+def _pad(run: Inference, call: Call) -> Shape:
     sizes, amounts = list(call.first), call["pad"]
     for i in range(len(amounts) // 2):
         before, after = amounts[2 * i : 2 * i + 2]
@@ -763,17 +754,17 @@ def _pad(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("embedding", "one_hot", "view_as_real")
-def _appended(run: _Inference, call: _Call) -> Shape:
+def _appended(run: Inference, call: Call) -> Shape:
     return (*call.args.get("indices", call.first), const(call.real[0][-1]))
 
 
 @size_rule("view_as_complex")
-def _complex(run: _Inference, call: _Call) -> Shape:
+def _complex(run: Inference, call: Call) -> Shape:
     return call.first[:-1]
 
 
 @size_rule("index_select", "topk", "gather", "take_along_dim")
-def _pick(run: _Inference, call: _Call) -> Shape:
+def _pick(run: Inference, call: Call) -> Shape:
     index = call.args.get("index", call.args.get("indices"))
     if index is not None and len(index) == len(call.first) != 1:
         return tuple(index)
@@ -781,7 +772,7 @@ def _pick(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("index")
-def _index(run: _Inference, call: _Call) -> Shape | None:
+def _index(run: Inference, call: Call) -> Shape | None:
     nodes = [i for i in call.node.args[1] if i is not None]  # type: ignore[union-attr]
     if any(node.meta["val"].dtype is torch.bool for node in nodes):  # type: ignore[union-attr]
         return None
@@ -794,19 +785,19 @@ def _index(run: _Inference, call: _Call) -> Shape | None:
 
 
 @size_rule("new_zeros", "new_ones", "new_full", "new_empty")
-def _fresh(run: _Inference, call: _Call) -> Shape:
+def _fresh(run: Inference, call: Call) -> Shape:
     return tuple(map(const, call.real[0]))
 
 
 @size_rule("index_copy", "index_add")
-def _index_copy(run: _Inference, call: _Call) -> Shape:
+def _index_copy(run: Inference, call: Call) -> Shape:
     if run.join(call["index"][0], call["source"][call.dim()]).symbolic:
         run.misses.append(Miss(call.node, "where its rows come to lie depends on the data"))
     return call.first
 
 
 @size_rule("pad_sequence")
-def _pad_sequence(run: _Inference, call: _Call) -> Shape:
+def _pad_sequence(run: Inference, call: Call) -> Shape:
     longest = max(shape[0].value for shape in call["sequences"])
     length, *rest = run.broadcast(*(s for s in call["sequences"] if s[0].value == longest))
     lead = (const(len(call["sequences"])), length)
@@ -814,7 +805,7 @@ def _pad_sequence(run: _Inference, call: _Call) -> Shape:
 
 
 @size_rule("meshgrid")
-def _meshgrid(run: _Inference, call: _Call) -> list[Shape]:
+def _meshgrid(run: Inference, call: Call) -> list[Shape]:
     sizes = [shape[0] if shape else const(1) for shape in call["tensors"]]
     if call.args.get("indexing") == "xy":
         sizes[:2] = sizes[1::-1]
@@ -825,8 +816,47 @@ def infer_sizes(
     program: Program, graph: fx.Graph | None = None
 ) -> tuple[dict[fx.Node, tuple[sympy.Expr | None, ...]], dict[sympy.Symbol, int]]:
     """The sizes of every node with one tensor, ``None`` where unknown, and each symbol's number."""
-    run = _Inference(program, program.main if graph is None else graph)
+    run = Inference(program, program.main if graph is None else graph)
     return {node: run.expressions(node) for node in run.shapes}, run.numbers
+
+
+@dataclass(frozen=True)
+class TokenAxis:
+    """Where a value holds tokens.
+
+    Attributes:
+        dim: the dimension.
+        count: its length; of ``B*F`` where frames are folded into the batch.
+        role: ``tokens`` (all of the latent's), ``joint`` (those and another stream's), or in a
+            model that treats them apart ``spatial`` and ``temporal``.
+        others: further dimensions that hold tokens, such as the keys of attention scores.
+    """
+
+    dim: int
+    count: sympy.Expr
+    role: str = "tokens"
+    others: tuple[TokenAxis, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a graph.
+
+    Attributes:
+        latent: the input whose spatial dimensions make the tokens.
+        axes: the token axis of each node that has one; maps not yet flattened have none.
+        count: number of the latent's tokens in one sample.
+        misses: operators whose result sizes are unknown.
+        sizes: the captured number of each symbol. Of the latent, ``B`` and ``C`` are batch and
+            channels; ``N``, ``H, W``, ``F, H, W`` or ``K, F, H, W`` (several videos) are what
+            becomes tokens. Dimension 1 of another input ``text`` is ``text_1``.
+    """
+
+    latent: fx.Node
+    axes: Mapping[fx.Node, TokenAxis]
+    count: sympy.Expr
+    misses: tuple[Miss, ...]
+    sizes: Mapping[sympy.Symbol, int]
 
 
 def find_tokens(program: Program, graph: fx.Graph | None = None) -> Tokens:
@@ -842,12 +872,12 @@ def find_tokens(program: Program, graph: fx.Graph | None = None) -> Tokens:
     Raises:
         AnalysisError: no input has such dimensions, or nothing is laid out along them.
     """
-    run = _Inference(program, program.main if graph is None else graph)
+    run = Inference(program, program.main if graph is None else graph)
     latent, grid = _find_latent(run)
     groups = _groups(run, grid)
     axes = {node: axis for node in run.shapes if (axis := _axis(run, node, grid, groups))}
     counts = [_count(axes, grid, group) for group in _cover(groups, grid)]
-    if not axes or not counts:
+    if not counts or None in counts:
         raise AnalysisError(
             f"no value is laid out along tokens of input {latent.name!r}{_hint(run.misses)}"
         )
@@ -886,44 +916,50 @@ def _hint(misses: Sequence[Miss]) -> str:
     return f"; {len(misses)} sizes are unknown, first at %{misses[0].node.name}: {misses[0].reason}"
 
 
-def _outputs(run: _Inference) -> Iterator[list[sympy.Expr]]:
-    """Sizes of each tensor that the caller gets."""
+def _outputs(run: Inference) -> Iterator[fx.Node]:
+    """The nodes that the caller gets."""
     name = next((n for n, m in run.program.graphs.items() if m.graph is run.graph), "")
     kinds = [output.kind for output in run.program.outputs.get(name, ())]
     for i, node in enumerate(output_args(run.graph)):
         if isinstance(node, fx.Node) and (not kinds or kinds[i] is OutputKind.USER):
-            yield [expr for expr in run.expressions(node) if expr is not None]
+            yield node
 
 
-def _is_float(value: Any) -> bool:
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _find_latent(run: _Inference) -> tuple[fx.Node, list[sympy.Symbol]]:
+def _find_latent(run: Inference) -> tuple[fx.Node, list[sympy.Symbol]]:
     """The latent, and its symbols that reach the output and do not number samples."""
     mixed = set().union(*(run.resolve(s.expr).free_symbols for s in run.mixed if s.symbolic))
     best: tuple[Any, ...] = ()
-    for place, sizes in enumerate(_outputs(run)):
+    for place, output in enumerate(_outputs(run)):
+        sizes = [expr for expr in run.expressions(output) if expr is not None]
         reached: set[sympy.Basic] = set().union(*(expr.free_symbols for expr in sizes))
         for node in placeholders(run.graph):
-            value = node.meta["val"]
-            if run.program.kind_of(node) is not InputKind.USER or not _is_float(value):
+            if run.program.kind_of(node) is not InputKind.USER or not _is_float(node):
                 continue
             own = run.expressions(node)
             flows = [expr for expr in own if expr in reached]
-            grid = [s for s in flows if s in mixed] or [s for s in flows if s != own[0]]
+            # a batch of one is not told apart by what it is flattened with
+            alone = [own[0]] if len(flows) > 1 and run.shapes[node][0].value == 1 else []
+            grid = [s for s in flows if s in mixed and s not in alone]
+            grid = grid or [s for s in flows if s != own[0]]
             if not grid:
                 continue
-            alike = sum(one == two for one, two in zip(own, sizes, strict=False))
-            score = (bool(mixed & set(grid)), len(grid), -place, len(flows), alike)
+            shapes = [[size.value for size in run.shapes[n]] for n in (node, output)]
+            alike = sum(one == two for one, two in zip(*shapes, strict=False))
+            score = (bool(mixed & set(grid)), len(grid), -place, alike, len(flows))
             if not best or score > best[0]:
-                best = (score, node, list(dict.fromkeys(grid)))
+                best = (score, node, list(dict.fromkeys(grid)), set(alone) & mixed)
     if not best:
         raise AnalysisError(f"no input has dimensions that reach the output{_hint(run.misses)}")
+    run.equal |= dict.fromkeys(best[3], sympy.Integer(1))
     return best[1], best[2]
 
 
-def _groups(run: _Inference, grid: Sequence[sympy.Symbol]) -> set[frozenset[sympy.Basic]]:
+def _groups(run: Inference, grid: Sequence[sympy.Symbol]) -> set[frozenset[sympy.Basic]]:
     """The sets of the latent's dimensions that are attended over together."""
     grids = [run.resolve(size.expr).free_symbols & set(grid) for size in run.mixed if size.symbolic]
     if not any(grids):
@@ -945,12 +981,12 @@ def _cover(
 
 def _own(expr: sympy.Expr, grid: set[sympy.Basic]) -> tuple[sympy.Expr, bool]:
     """The latent's tokens among ``expr``, and whether samples or frames are folded in with them."""
-    terms = [term for term in sympy.Add.make_args(expr) if term.free_symbols & grid]
+    terms = [term for term in sympy.Add.make_args(sympy.expand(expr)) if term.free_symbols & grid]
     return sympy.Add(*terms), any(term.free_symbols - grid for term in terms)
 
 
 def _axis(
-    run: _Inference,
+    run: Inference,
     node: fx.Node,
     grid: Sequence[sympy.Symbol],
     groups: set[frozenset[sympy.Basic]],
@@ -962,7 +998,7 @@ def _axis(
         if group not in groups:
             continue
         own, folded = _own(expr, set(grid))
-        role = "joint" if own != expr else "tokens"
+        role = "joint" if sympy.expand(own - expr) != 0 else "tokens"
         if len(grid) > len(group):  # parts of a sample's tokens treated apart
             inner = set(grid[-2:]) if len(grid) > 2 else set(grid)
             role = "spatial" if group <= inner else "temporal" if not group & inner else role
@@ -976,19 +1012,19 @@ def _axis(
 
 def _count(
     axes: Mapping[fx.Node, TokenAxis], grid: Sequence[sympy.Symbol], group: frozenset[sympy.Basic]
-) -> sympy.Expr:
-    """The number of tokens that most values hold along ``group``."""
+) -> sympy.Expr | None:
+    """The number of tokens of one sample that most values hold along ``group``."""
     votes: Counter[sympy.Expr] = Counter()
     for first in axes.values():
         for axis in (first, *first.others):
-            own, folded = _own(axis.count, set(grid))
-            if not folded and own.free_symbols & set(grid) == group:
-                votes[own] += 1
-    return max(votes, key=lambda own: votes[own]) if votes else sympy.Mul(*group)
+            own, _ = _own(axis.count, set(grid))
+            if own.free_symbols & set(grid) == group:
+                votes[own.subs(dict.fromkeys(own.free_symbols - set(grid), 1))] += 1
+    return max(votes, key=lambda own: votes[own]) if votes else None
 
 
 def _readable(
-    run: _Inference, latent: fx.Node, grid: Sequence[sympy.Symbol]
+    run: Inference, latent: fx.Node, grid: Sequence[sympy.Symbol]
 ) -> dict[sympy.Basic, sympy.Symbol]:
     """Short names for the latent's symbols."""
     letters = {1: "N", 2: "HW", 3: "FHW", 4: "KFHW"}.get(len(grid), "")

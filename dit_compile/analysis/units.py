@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+
+from torch import fx
 
 from dit_compile.analysis.branches import Found, Residual, stream_sources
 from dit_compile.analysis.flow import Flow
@@ -39,12 +41,46 @@ def mixes(kind: str) -> bool:
 
 
 def group_by_path(
-    residuals: Sequence[Residual], kinds: Kinds
+    flow: Flow, residuals: Sequence[Residual], kinds: Kinds
 ) -> tuple[list[Group], list[Residual]]:
     """Group additions by the numbered list that their module is in; return the rest beside."""
     listed = [residual for residual in residuals if levels(origin_of(residual.add).path)]
-    loose = [residual for residual in residuals if residual not in set(listed)]
-    return _lists(listed, kinds, 0), loose
+    loose = [residual for residual in residuals if not levels(origin_of(residual.add).path)]
+    return [_by_calls(flow, group) for group in _lists(listed, kinds, 0)], loose
+
+
+def _by_calls(flow: Flow, group: Group) -> Group:
+    """Tell the calls of a module that runs several times apart, as ``layers.0@1``."""
+    calls = {path: _calls(flow, residuals) for path, residuals in group.members}
+    if all(len(member) == 1 for member in calls.values()):
+        return group
+    members = [
+        (f"{path}@{number}" if number else path, residuals)
+        for path, member in calls.items()
+        for number, residuals in enumerate(member)
+    ]
+    members.sort(key=lambda member: flow.at[member[1][0].add])
+    return Group(group.path, members, named=False)
+
+
+def _calls(flow: Flow, residuals: Sequence[Residual]) -> list[list[Residual]]:
+    """Cut a module's additions where one depends on another that used the same weights."""
+    calls: list[list[Residual]] = [[]]
+    weights: dict[Residual, set[fx.Node]] = {}
+    for residual in residuals:
+        weights[residual] = {
+            arg
+            for node in flow.members(residual.span & flow.heavy)
+            for arg in node.all_input_nodes
+            if arg.op == "placeholder" and not flow.varies(arg)
+        }
+        if any(
+            weights[residual] & weights[before] and flow.depends(residual.base, before.add)
+            for before in calls[-1]
+        ):
+            calls.append([])
+        calls[-1].append(residual)
+    return calls
 
 
 def _lists(residuals: Sequence[Residual], kinds: Kinds, depth: int) -> list[Group]:
@@ -90,8 +126,7 @@ def group_by_flow(
     loose: Sequence[Residual],
     residuals: Sequence[Residual],
     kinds: Kinds,
-    *,
-    alone: bool,
+    known: Sequence[Group],
 ) -> list[Group]:
     """Group additions that no path places: cut the streams after each MLP.
 
@@ -100,7 +135,7 @@ def group_by_flow(
         loose: the additions to group.
         residuals: all residual additions of the graph.
         kinds: each addition's kind.
-        alone: accept a single block, since nothing else was found.
+        known: the groups found by path; without any, a block may stand alone.
     """
     found = {residual.add: residual for residual in residuals}
     units = _units(loose, found, kinds)
@@ -117,8 +152,10 @@ def group_by_flow(
     linked = {id(unit) for unit in _linked(units, found)}
     groups: list[Group] = []
     for members in stacks.values():
-        if len(members) > 1 or alone or id(members[0]) in linked:
-            groups.append(_named_after_modules(flow, members) or _numbered(members, groups))
+        if len(members) > 1 or not known or id(members[0]) in linked:
+            group = _named_after_modules(flow, members)
+            taken = {other.path for other in (*known, *groups)}
+            groups.append(group if group and group.path not in taken else _numbered(members, taken))
     return groups
 
 
@@ -140,10 +177,12 @@ def _named_after_modules(flow: Flow, members: list[list[Residual]]) -> Group | N
     return Group(prefixes.pop(), [(path, member) for path, (_, member) in ordered], named=True)
 
 
-def _numbered(members: list[list[Residual]], groups: Sequence[Group]) -> Group:
-    """A group under paths of its own."""
-    number = 1 + sum(not group.named for group in groups)
-    path = f"blocks{number}" if number > 1 else "blocks"
+def _numbered(members: list[list[Residual]], taken: Collection[str]) -> Group:
+    """A group under paths of its own: ``blocks``, ``blocks2``, and so on."""
+    path, number = "blocks", 1
+    while path in taken:
+        number += 1
+        path = f"blocks{number}"
     return Group(path, [(f"{path}.{i}", member) for i, member in enumerate(members)], named=False)
 
 
@@ -191,7 +230,7 @@ def _coupled(flow: Flow, units: list[list[Residual]]) -> list[list[Residual]]:
         need = core = 0
         for residual in unit:
             need |= flow.before[flow.at[residual.add]]
-            core |= residual.span & every
+            core |= residual.own & every
         needs.append(need)
         cores.append(core)
     owner = list(range(len(units)))
@@ -233,19 +272,16 @@ def _halves(units: list[list[Residual]], found: Found, kinds: Kinds) -> list[lis
 
 
 def _chains(units: list[list[Residual]], found: Found) -> list[list[list[Residual]]]:
-    """Units that follow each other one by one."""
-    links = _links(units, found)
-    followers = [sum(i in before for before in links) for i in range(len(units))]
-    chain_of: dict[int, list[list[Residual]]] = {}
-    chains: list[list[list[Residual]]] = []
-    for i, before in enumerate(links):
-        if len(before) == 1 and followers[before[0]] == 1 and before[0] in chain_of:
-            chain = chain_of[before[0]]
-        else:
+    """Units that follow each other one by one; skips over some of them change nothing."""
+    chain_of: list[list[int]] = []
+    chains: list[list[int]] = []
+    for i, before in enumerate(_links(units, found)):
+        chain = chain_of[before[-1]] if before else []
+        if not before or chain[-1] not in before or not set(before) <= set(chain):
             chains.append(chain := [])
-        chain.append(units[i])
-        chain_of[i] = chain
-    return chains
+        chain.append(i)
+        chain_of.append(chain)
+    return [[units[i] for i in chain] for chain in chains]
 
 
 def _linked(units: list[list[Residual]], found: Found) -> list[list[Residual]]:

@@ -68,8 +68,9 @@ class DigitClassifier(nn.Module):
 def load_model(dtype: torch.dtype = torch.float32) -> DiTTransformer2DModel:
     """Load the trained diffusion transformer, in eval mode, on the CPU.
 
-    It predicts the noise: latents [N, 1, 8, 8], int64 timesteps [N] in [0, 1000) and class labels
-    [N] in [0, `NULL_CLASS`] -> [N, 1, 8, 8].
+    It predicts the velocity v = sqrt(alpha) noise - sqrt(1 - alpha) image (Salimans and Ho, 2022):
+    latents [N, 1, 8, 8], int64 timesteps [N] in [0, 1000) and class labels [N] in
+    [0, `NULL_CLASS`] -> [N, 1, 8, 8].
 
     Args:
         dtype: floating-point type of the parameters; the checkpoint is float32.
@@ -81,7 +82,9 @@ def load_model(dtype: torch.dtype = torch.float32) -> DiTTransformer2DModel:
     config, state = _read_checkpoint(MODEL_FILE)
     model = diffusers.DiTTransformer2DModel(**config)
     model.load_state_dict(state)
-    return cast("DiTTransformer2DModel", model.to(dtype).eval())
+    # diffusers' own `to` warns about a cast that is harmless here: no layer must stay float32.
+    nn.Module.to(model, dtype)
+    return cast("DiTTransformer2DModel", model.eval())
 
 
 def load_classifier() -> DigitClassifier:
@@ -120,7 +123,7 @@ def real_digits(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
 
 
 def scheduler(num_inference_steps: int = 50) -> DDIMScheduler:
-    """The DDIM scheduler the model is meant to be sampled with (linear betas, noise prediction).
+    """The DDIM scheduler the model is meant to be sampled with (linear betas, v-prediction).
 
     Its `timesteps` attribute is the int64 tensor [num_inference_steps] that `sample` visits, from
     the noisiest to the cleanest.
@@ -138,8 +141,10 @@ def scheduler(num_inference_steps: int = 50) -> DDIMScheduler:
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",
-        prediction_type="epsilon",
-        clip_sample=True,
+        prediction_type="v_prediction",
+        # By default DDIM clips the image it expects but not the noise it expects with it. Guidance
+        # overshoots [-1, 1] at every step, and that mismatch then turns digits inside out.
+        clip_sample=False,
     )
     ddim.set_timesteps(num_inference_steps)
     return cast("DDIMScheduler", ddim)

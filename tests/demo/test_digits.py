@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_compile.demo import digits
 from dit_compile.errors import MissingDependencyError
-from dit_compile.quality.metrics import class_accuracy, frechet_distance
+from dit_compile.quality.metrics import class_accuracy
 
 pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
@@ -170,7 +170,7 @@ class TestSample:
         torch.testing.assert_close(guided, expected)
 
     def test_a_perfect_predictor_recovers_the_image(self) -> None:
-        # Knowing the image, the noise at timestep t is (x - sqrt(alpha) image) / sqrt(1 - alpha).
+        # Knowing the image, v at timestep t is (sqrt(alpha) x - image) / sqrt(1 - alpha).
         image = digits.real_digits("test")[0][:1]
         alphas = digits.scheduler().alphas_cumprod
 
@@ -178,7 +178,7 @@ class TestSample:
             latents: Tensor, *, timestep: Tensor, class_labels: Tensor, return_dict: bool
         ) -> tuple[Tensor]:
             alpha = alphas[timestep].view(-1, 1, 1, 1)
-            return ((latents - alpha.sqrt() * image) / (1 - alpha).sqrt(),)
+            return ((alpha.sqrt() * latents - image) / (1 - alpha).sqrt(),)
 
         drawn = digits.sample(model, torch.tensor([0]))
         torch.testing.assert_close(drawn, image, atol=1e-3, rtol=0)
@@ -218,15 +218,10 @@ def test_samples_are_digits_of_the_class_asked_for(
 ) -> None:
     labels = torch.arange(10).repeat(12)
     images = digits.sample(model, labels, num_inference_steps=50, guidance_scale=3.0, seed=1)
-    held_out, _ = digits.real_digits("test")
-    real, _ = digits.real_digits("train")
     with torch.no_grad():
         assert class_accuracy(classifier(images), labels) >= 0.95
-        drawn = classifier.features(images)
-        reference = classifier.features(real)
-        noise = classifier.features(torch.randn(images.shape).clamp(-1, 1))
-        floor = frechet_distance(classifier.features(held_out[: len(images)]), reference)
-        ceiling = frechet_distance(noise, reference)
-    distance = frechet_distance(drawn, reference)
-    # Closer to real digits than a tenth of the way to noise (guidance costs some of the variety).
-    assert distance - floor < 0.1 * (ceiling - floor)
+    # They lie as near to the training images as held-out digits do: digits, but not copies.
+    real, held_out = (digits.real_digits(split)[0].flatten(1) for split in ("train", "test"))
+    nearest = torch.cdist(images.flatten(1), real).amin(1).median()
+    usual = torch.cdist(held_out, real).amin(1).median()
+    assert 0.75 * usual < nearest < 1.25 * usual

@@ -13,8 +13,8 @@ def _frames(d: Draw) -> int:
 
 def _minimax_h3(d: Draw) -> Inputs:
     video, audio = d.f * d.patches, _frames(d)
-    counts = (d.n, video, audio)
-    text, image, sound = torch.arange(sum(counts)).split(counts)
+    counts = [d.n, video, audio]
+    text, image, sound = torch.split(torch.arange(sum(counts)), counts)
     ids = torch.cat([grid(1, 1, d.n), grid(d.f, d.h // 2, d.w // 2), grid(audio, 1, 1)])
     tags = torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor(counts))
     return {
