@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Where measurements are kept between runs: ``DITC_CACHE_DIR``, else the user's cache folder."""
+    """Where measurements are kept: ``DITC_CACHE_DIR``, else the user's cache folder."""
     explicit = os.environ.get("DITC_CACHE_DIR")
     if explicit:
         return Path(explicit)

@@ -1,4 +1,4 @@
-"""``ditc.explain``: run a pipeline on a model offline, with every check on, and keep what it did."""
+"""``ditc.explain``: run a pipeline on a model offline with every check on; keep what it did."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def explain(
 def example_inputs(
     program: Program, args: Sequence[Any], kwargs: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The example arguments by the Program's input names, in the order that export flattens them."""
+    """The example arguments by the Program's input names, in the order of export's flattening."""
     flat = [
         value
         for value in pytree.tree_leaves((tuple(args), dict(kwargs or {})))

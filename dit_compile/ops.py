@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("ditc", "DEF")
+_LIBRARY = torch.library.Library("ditc", "DEF")  # type: ignore[no-untyped-call]
 
-_LIBRARY.define(
+_LIBRARY.define(  # type: ignore[no-untyped-call]
     "adaln_norm(Tensor x, Tensor scale, Tensor shift, float eps=1e-05) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -24,7 +24,7 @@ def _adaln_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> T
     ``x`` is ``[..., D]``; ``scale`` and ``shift`` broadcast to it. Adaptive layer norm of
     "Scalable Diffusion Models with Transformers", Peebles and Xie, 2023.
     """
-    normed = torch.ops.aten.layer_norm.default(x, [x.shape[-1]], None, None, eps)
+    normed: Tensor = torch.ops.aten.layer_norm.default(x, [x.shape[-1]], None, None, eps)
     return normed * (1 + scale) + shift
 
 

@@ -109,7 +109,8 @@ def ditc(
         if parsed.strict:
             raise
         _warn(f"the graph is left to plain Inductor: {type(error).__name__}: {_first(error)}")
-        return compile_fx(module, list(example_inputs))  # type: ignore[no-any-return]
+        plain: Any = compile_fx(module, list(example_inputs))
+        return plain  # type: ignore[no-any-return]
 
 
 def build(module: fx.GraphModule, pipeline: Pipeline, options: Options) -> CompiledProgram:

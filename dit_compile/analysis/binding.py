@@ -11,7 +11,7 @@ from torch import fx
 from dit_compile.analysis.tokens import find_tokens
 from dit_compile.errors import AnalysisError, BindingError, suggest
 from dit_compile.ir.program import Binding, InputKind, Program, placeholders
-from dit_compile.ir.verifier import is_random
+from dit_compile.ir.purity import is_random
 
 aten = torch.ops.aten
 

@@ -50,8 +50,7 @@ def draft_blocks(flow: Flow, groups: Sequence[Group]) -> list[list[Draft]]:
             if part.isdecimal() and (path := ".".join(parts[: i + 1])) in owned:
                 owned[path].add(node)
     drafts = [
-        [Draft(path, member, owned.get(path)) for path, member in group.members]
-        for group in groups
+        [Draft(path, member, owned.get(path)) for path, member in group.members] for group in groups
     ]
     found = {r.add: r for group in groups for _, member in group.members for r in member}
     for members in drafts:

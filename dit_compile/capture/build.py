@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -94,7 +95,7 @@ def _lift_attributes(module: fx.GraphModule, inputs: dict[str, Input]) -> dict[s
     first = next(iter(graph.nodes))
     for node in list(graph.find_nodes(op="get_attr")):
         path = str(node.target)
-        value = module
+        value: Any = module
         for part in path.split("."):
             value = getattr(value, part)
         if not isinstance(value, torch.Tensor):

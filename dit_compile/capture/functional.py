@@ -73,6 +73,7 @@ def trace(module: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode) ->
         raise CaptureError(f"the graph writes to its own constant {names}; pass it as an input")
     position = {name: i for i, name in enumerate(signature.user_inputs)}
     mutated = tuple(position[name] for name in signature.user_inputs_to_mutate.values())
+    assert isinstance(traced, fx.GraphModule)
     return Traced(traced, lifted, mutated)
 
 
@@ -97,40 +98,40 @@ def tidy(module: fx.GraphModule, mode: FakeTensorMode, *, training: bool) -> Non
 
 def _inline_mode_regions(module: fx.GraphModule) -> None:
     """Inline the bodies of ``wrap_with_autocast`` and ``wrap_with_set_grad_enabled``."""
+    for node in list(module.graph.nodes):
+        if node.target in _INLINED:
+            _inline(module, node)
+
+
+def _inline(module: fx.GraphModule, call: fx.Node) -> None:
+    """Put the body of one nested graph in the place of its call."""
     graph = module.graph
-    for node in list(graph.nodes):
-        if node.target not in _INLINED:
-            continue
-        body_at = next(
-            i
-            for i, arg in enumerate(node.args)
-            if isinstance(arg, fx.Node) and arg.op == "get_attr"
-        )
-        handle = node.args[body_at]
-        body = getattr(module, str(handle.target))
-        _inline_mode_regions(body)
-        mapping: dict[fx.Node, Any] = dict(
-            zip(body.graph.find_nodes(op="placeholder"), node.args[body_at + 1 :], strict=True)
-        )
-        with graph.inserting_before(node):
-            for inner in body.graph.nodes:
-                if inner.op == "get_attr":
-                    name = f"{handle.target}_{inner.target}".replace(".", "_")
-                    setattr(module, name, getattr(body, str(inner.target)))
-                    mapping[inner] = graph.get_attr(name)
-                    mapping[inner].meta.update(inner.meta)
-                elif inner.op == "call_function":
-                    mapping[inner] = graph.node_copy(inner, lambda old, m=mapping: m[old])
-        results = fx.map_arg(output_node(body.graph).args[0], lambda old, m=mapping: m[old])
-        if isinstance(results, fx.Node):
-            results = (results,)
-        for user in list(node.users):
-            assert user.target is operator.getitem
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index,arg-type]
-            graph.erase_node(user)
-        graph.erase_node(node)
-        if not handle.users:  # type: ignore[union-attr]
-            graph.erase_node(handle)  # type: ignore[arg-type]
+    is_body = [isinstance(arg, fx.Node) and arg.op == "get_attr" for arg in call.args]
+    at = is_body.index(True)
+    handle: Any = call.args[at]
+    body = getattr(module, str(handle.target))
+    _inline_mode_regions(body)
+    inputs = body.graph.find_nodes(op="placeholder")
+    mapping: dict[fx.Node, Any] = dict(zip(inputs, call.args[at + 1 :], strict=True))
+    with graph.inserting_before(call):
+        for inner in body.graph.nodes:
+            if inner.op == "get_attr":
+                name = f"{handle.target}_{inner.target}".replace(".", "_")
+                setattr(module, name, getattr(body, str(inner.target)))
+                mapping[inner] = graph.get_attr(name)
+                mapping[inner].meta.update(inner.meta)
+            elif inner.op == "call_function":
+                mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
+    results: Any = fx.map_arg(output_node(body.graph).args[0], mapping.__getitem__)
+    if isinstance(results, fx.Node):
+        results = (results,)
+    for user in list(call.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(results[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(call)
+    if not handle.users:
+        graph.erase_node(handle)
 
 
 def _erase_assertions(graph: fx.Graph) -> None:
@@ -207,8 +208,8 @@ def _make_casts_explicit(graph: fx.Graph, mode: FakeTensorMode) -> None:
             new.meta["val"] = evaluate(new, mode)
             return new
 
-        node.args = fx.map_arg(node.args, cast)  # type: ignore[assignment]
-        node.kwargs = fx.map_arg(node.kwargs, cast)  # type: ignore[assignment]
+        node.args = fx.map_arg(node.args, cast)
+        node.kwargs = fx.map_arg(node.kwargs, cast)
         if _dtype_without_autocast(node, mode) != want:
             raise CaptureError(f"cannot make autocast explicit for {node.target} (%{node.name})")
     for node in reversed(list(graph.nodes)):

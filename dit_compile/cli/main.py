@@ -10,8 +10,8 @@ from dit_compile.cli import commands
 from dit_compile.errors import DitcError
 
 _TARGET_HELP = (
-    "what to compile: 'digits' (the bundled model), 'file.py:function' or 'package.module:function',"
-    " where the function returns (model, args, kwargs)"
+    "what to compile: 'digits' (the bundled model), or 'file.py:function' or "
+    "'package.module:function', a function that returns (model, args, kwargs)"
 )
 
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def run_demo(options: DemoOptions) -> list[Way]:
             progress.advance(bar)
         for repeat in range(options.repeats):
             for way, bar in zip(ways, bars, strict=True):
-                _generate(way, labels, options, repeat, lambda b=bar: progress.advance(b))
+                _generate(way, labels, options, repeat, partial(progress.advance, bar))
     found = _explanation(options, labels)
     console.print(_table(ways, labels.repeat(options.repeats), options, found))
     sheet = Path(options.out) / "digits.png"

@@ -41,7 +41,7 @@ def fake_arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """``node``'s arguments with nodes replaced by their fake values."""
     args = fx.map_arg(node.args, value_of)
     kwargs = fx.map_arg(node.kwargs, value_of)
-    return tuple(args), dict(kwargs)  # type: ignore[arg-type]
+    return tuple(args), dict(kwargs)
 
 
 def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:

@@ -15,11 +15,18 @@ from dit_compile.ir.program import Program, output_args
 
 
 def fingerprint(program: Program) -> str:
-    """Hash of all graphs, their outputs' meaning, the inputs' bindings and the schedule.
+    """Hash of all graphs, their outputs' meaning, the inputs' bindings, schedule and annotations.
 
     Renaming nodes, or ordering independent ones differently, changes nothing. Weights count by
     path, shape and dtype, not by value.
     """
+    digest = hashlib.sha256(computation(program).encode())
+    digest.update(repr(sorted(program.annotations.items())).encode())
+    return digest.hexdigest()
+
+
+def computation(program: Program) -> str:
+    """Like :func:`fingerprint`, but blind to annotations."""
     digest = hashlib.sha256()
     for name in sorted(program.graphs):
         digest.update(f"{name}:{graph_fingerprint(program, name)}".encode())
@@ -27,7 +34,6 @@ def fingerprint(program: Program) -> str:
     for spec in program.inputs.values():
         digest.update(f"{spec.path}:{spec.kind.value}:{spec.binding}".encode())
     digest.update(repr(program.schedule).encode())
-    digest.update(repr(sorted(program.annotations.items())).encode())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Where a node comes from: module path, the user's source line, the captured nodes it stands for."""
+"""Where a node comes from: module path, the user's source line, the nodes it stands for."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def node_text(node: fx.Node, program: Program | None = None) -> str:
     left = f"%{node.name}"
     value = node.meta.get("val")
     kind = describe(value)
-    if _unpacks(node):
+    if isinstance(value, (list, tuple)) and _unpacks(node):
         picked = {user.args[1]: user.name for user in node.users}
         left = ", ".join(f"%{picked[i]}" if i in picked else "_" for i in range(len(value)))
         kinds = [describe(item) for item in value]

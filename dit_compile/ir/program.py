@@ -181,7 +181,8 @@ def placeholders(graph: fx.Graph) -> list[fx.Node]:
 
 def output_node(graph: fx.Graph) -> fx.Node:
     """The one output node of ``graph``."""
-    return next(iter(graph.find_nodes(op="output")))
+    node: fx.Node = next(iter(graph.find_nodes(op="output")))
+    return node
 
 
 def output_args(graph: fx.Graph) -> tuple[Any, ...]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
 from dit_compile.errors import VerificationError
-from dit_compile.ir.fake import describe, evaluate, is_getitem, mismatch
+from dit_compile.ir.fake import describe, evaluate, mismatch
 from dit_compile.ir.origin import Origin, origin_of
 from dit_compile.ir.printer import node_text, print_graph
 from dit_compile.ir.program import OutputKind, Program, output_args
+from dit_compile.ir.purity import mutates
 
 _CONTEXT_LINES = 5
 
@@ -157,47 +157,6 @@ def check_printing(program: Program, name: str) -> None:
     for left, right in zip(first.splitlines(), second.splitlines(), strict=False):
         if left != right:
             raise VerificationError(f"graph @{name} prints differently twice: {left!r}, {right!r}")
-
-
-def mutates(node: fx.Node) -> bool:
-    """Whether ``node``'s operator writes to one of its arguments."""
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
-
-
-def is_random(node: fx.Node) -> bool:
-    """Whether two runs of ``node`` on equal arguments may differ."""
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded in target.tags
-        and not (_is_idle_dropout(node))
-    )
-
-
-def _is_idle_dropout(node: fx.Node) -> bool:
-    """Dropout outside training, and attention with a dropout probability of zero, draw nothing."""
-    if node.target is torch.ops.aten.dropout.default:
-        return node.args[1] == 0 or node.args[2] is False
-    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
-        return (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) == 0.0
-    return False
-
-
-def is_pure(node: fx.Node) -> bool:
-    """Whether ``node`` may be merged with an equal one, or dropped when nobody uses it."""
-    if node.op != "call_function":
-        return False
-    if is_getitem(node):
-        return True
-    target: Callable[..., Any] | Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return not mutates(node) and not is_random(node) and not _asserts(target)
-    return getattr(target, "__module__", "") in ("_operator", "torch", "math")
-
-
-def _asserts(target: torch._ops.OpOverload) -> bool:
-    return not target._schema.returns
 
 
 def excerpt(program: Program, name: str, node: fx.Node) -> str:

@@ -28,8 +28,9 @@ from dit_compile.ir.program import (
     Program,
     output_args,
     output_node,
+    placeholders,
 )
-from dit_compile.ir.verifier import is_pure
+from dit_compile.ir.purity import is_pure
 
 
 class RewriteLimitReached(Exception):  # noqa: N818 - a signal between Rewriter and runner
@@ -180,7 +181,7 @@ class Rewriter:
 
     def placeholder(self, name: str, *, like: Sequence[fx.Node]) -> fx.Node:
         """The current graph's placeholder for the Program's input ``name``, made if missing."""
-        for node in self.graph.find_nodes(op="placeholder"):
+        for node in placeholders(self.graph):
             if node.target == name:
                 return node
         spec = self.program.inputs[name]
@@ -277,7 +278,7 @@ class Rewriter:
         if self.program.inputs[name].kind is InputKind.DERIVED:
             return self._producer(name)
         graph = self.program.graphs[WEIGHTS].graph
-        for node in graph.find_nodes(op="placeholder"):
+        for node in placeholders(graph):
             if node.target == name:
                 return node
         with graph.inserting_before(next(iter(graph.nodes))):
@@ -291,5 +292,6 @@ class Rewriter:
             values = output_args(module.graph)
             for output, value in zip(self.program.outputs[graph_name], values, strict=True):
                 if output.name == name and output.kind in (OutputKind.DERIVED, OutputKind.STATE):
+                    assert isinstance(value, fx.Node)
                     return value
         raise PassError(f"no graph of the program returns {name!r}")

@@ -1,4 +1,4 @@
-"""How often torch compiled: graph breaks, Dynamo's graphs and Inductor's, within a stretch of code."""
+"""How often torch compiled in a stretch of code: graph breaks, Dynamo's graphs, Inductor's."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from dit_compile.ir.program import (
     output_args,
     output_node,
 )
-from dit_compile.ir.verifier import is_pure
+from dit_compile.ir.purity import is_pure
 
 
 @dataclass(frozen=True)

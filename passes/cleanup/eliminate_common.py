@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from dit_compile.ir.program import Program
-from dit_compile.ir.verifier import is_pure
+from dit_compile.ir.purity import is_pure
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import fx
 
 from dit_compile.ir.program import WEIGHTS, Program, output_args, output_node
-from dit_compile.ir.verifier import is_pure
+from dit_compile.ir.purity import is_pure
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 

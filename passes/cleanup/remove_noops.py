@@ -11,6 +11,7 @@ from torch import fx
 
 from dit_compile.ir.fake import mismatch
 from dit_compile.ir.program import Program
+from dit_compile.ir.purity import is_idle_dropout
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -58,15 +59,11 @@ def _always(node: fx.Node) -> bool:
     return True
 
 
-def _is_idle_dropout(node: fx.Node) -> bool:
-    return node.args[1] == 0 or node.args[2] is False
-
-
 def _by(neutral: float) -> Callable[[fx.Node], bool]:
     """A binary operator with a Python number that changes nothing, without other options."""
 
     def rule(node: fx.Node) -> bool:
-        other = node.args[1] if len(node.args) > 1 else None
+        other: Any = node.args[1] if len(node.args) > 1 else None
         plain = isinstance(other, (int, float)) and not isinstance(other, bool)
         return plain and other == neutral and not node.kwargs and len(node.args) == 2
 
@@ -83,7 +80,7 @@ def _same_layout(node: fx.Node) -> bool:
 
 def _full_range(node: fx.Node) -> bool:
     """A slice whose result has its argument's shape and whose step is one."""
-    return len(node.args) < 5 or node.args[4] == 1
+    return len(node.args) < 5 or bool(node.args[4] == 1)
 
 
 def _identity_permutation(node: fx.Node) -> bool:
@@ -92,7 +89,7 @@ def _identity_permutation(node: fx.Node) -> bool:
 
 
 _RULES: dict[Any, Callable[[fx.Node], bool]] = {
-    aten.dropout.default: _is_idle_dropout,
+    aten.dropout.default: is_idle_dropout,
     aten.div.Tensor: _by(1),
     aten.mul.Tensor: _by(1),
     aten.add.Tensor: _by(0),
