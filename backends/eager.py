@@ -25,22 +25,24 @@ class Eager:
         module = program.graphs[graph]
 
         def run(*args: Any) -> Sequence[torch.Tensor]:
-            return fx.Interpreter(module, garbage_collect_values=True).run(*args)  # type: ignore[no-any-return]
+            with torch._C._DisableAutocast():  # its casts are in the graph
+                return fx.Interpreter(module, garbage_collect_values=True).run(*args)  # type: ignore[no-any-return]
 
         return run
 
 
 class InDouble(fx.Interpreter):
-    """Interprets a graph in float64: inputs, constants and dtype arguments are widened."""
+    """Interprets a graph in float64: inputs, dtype arguments and what operators make is widened."""
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         """An input, widened."""
         return widen(super().placeholder(target, args, kwargs))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """An operator whose dtype arguments are widened."""
+        """An operator with its dtype arguments and its results widened."""
         args, kwargs = torch.utils._pytree.tree_map(_wide_dtype, (args, kwargs))
-        return super().call_function(target, args, kwargs)
+        result = super().call_function(target, args, kwargs)
+        return torch.utils._pytree.tree_map(widen, result)
 
 
 _WIDE = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch._guards import TracingContext, tracing
@@ -28,13 +29,21 @@ class Inductor:
         module = copy_graph(program.graphs[graph])
         fakes = [node.meta["val"] for node in placeholders(module.graph)]
         try:
-            with _context(program.fake_mode, lasting=program.training):
+            with (
+                _context(program.fake_mode, lasting=program.training),
+                torch._C._DisableAutocast(),  # its casts are in the graph
+            ):
                 compiled = compile_fx(module, fakes)
         except Exception as error:
             raise BackendError(
                 f"Inductor cannot compile graph @{graph}: {type(error).__name__}: {error}"
             ) from error
-        return compiled  # type: ignore[return-value]
+
+        def run(*args: Any) -> Sequence[torch.Tensor]:
+            with torch._C._DisableAutocast():
+                return compiled(*args)  # type: ignore[operator, return-value]
+
+        return run
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ class Explanation:
     def print(self, console: Console | None = None, *, diffs: bool = False) -> None:
         """Write the table, and with ``diffs`` each pass's diff, to the terminal."""
         console = console or terminal()
-        console.print(header(self), highlight=False)
+        console.print(header(self), highlight=False, markup=False)
         console.print(pass_table(self))
         if diffs:
             console.print(self.diff(), highlight=False, markup=False, soft_wrap=True)
@@ -166,9 +166,8 @@ def example_inputs(
 def analyse(program: Program) -> dict[str, Any]:
     """What the analyses find in a captured Program, as plain data."""
     structure = find_structure(program)
-    nodes = [n for n, _ in node_bindings(program).items() if n.op == "call_function"]
-    times = node_bindings(program)
-    counts = {str(b): sum(times[node] is b for node in nodes) for b in Binding}
+    times = [time for node, time in node_bindings(program).items() if node.op == "call_function"]
+    counts = {str(binding): times.count(binding) for binding in Binding}
     try:
         tokens: dict[str, Any] = describe_tokens(find_tokens(program))
     except AnalysisError as error:

@@ -55,10 +55,15 @@ class Options:
             PipelineError: the text in ``passes`` is wrong.
         """
         known = [item.name for item in dataclasses.fields(cls)]
-        for name in options or {}:
+        for name, value in (options or {}).items():
             if name not in known:
                 raise OptionError(
                     f"unknown option {name!r}{suggest(name, known)}; options are {', '.join(known)}"
+                )
+            if not isinstance(value, _TYPES[name]):
+                raise OptionError(
+                    f"option {name!r} takes {_TYPES[name][0].__name__}, not "
+                    f"{type(value).__name__} {value!r}"
                 )
         if options and "preset" in options and options.get("passes") is not None:
             raise OptionError("give either 'preset' or 'passes', not both")
@@ -70,6 +75,16 @@ class Options:
     def pipeline(self) -> Pipeline:
         """The pipeline that these options ask for."""
         return Pipeline.parse(self.passes if self.passes is not None else preset(self.preset))
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "preset": (str,),
+    "passes": (str, type(None)),
+    "target": (str,),
+    "bindings": (dict, Mapping),
+    "strict": (bool,),
+    "verify": (bool,),
+}
 
 
 def ditc(

@@ -26,6 +26,7 @@ _KINDS = {
 }
 _WRITES = {
     ExportOutput.BUFFER_MUTATION,
+    ExportOutput.PARAMETER_MUTATION,
     ExportOutput.USER_INPUT_MUTATION,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch._functorch.aot_autograd import aot_export_module
 from torch._guards import TracingContext
 from torch._subclasses import FakeTensor, FakeTensorMode
 
+from dit_compile.capture.expand import NotLocalError, expand
 from dit_compile.errors import CaptureError
 from dit_compile.ir.fake import evaluate, leaves
 from dit_compile.ir.program import output_node
@@ -22,10 +24,10 @@ aten = torch.ops.aten
 
 _ASSERTS = {aten._assert_tensor_metadata.default, aten._assert_async.msg}
 _AUTOCAST = {torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast}
-_INLINED = {
-    torch.ops.higher_order.wrap_with_set_grad_enabled,
-    torch.ops.higher_order.wrap_with_autocast,
-}
+_NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_INLINED = {_NO_GRAD, torch.ops.higher_order.wrap_with_autocast}
+#: Metadata of a node from an inlined region: whether autograd records it.
+_RECORDED = "recorded"
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,12 @@ def trace(module: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode) ->
         CaptureError: an input mutation that cannot be expressed as an output.
     """
     with _tracing_under(mode):
+        try:
+            return Traced(expand(module, mode), (), ())
+        except NotLocalError:
+            pass  # slower, and sees the graph as one
         traced, signature = aot_export_module(
-            module, list(fakes), trace_joint=False, pre_dispatch=True
+            _entering_autocast(module), list(fakes), trace_joint=False, pre_dispatch=True
         )
     lifted = (*signature.parameters, *signature.buffers)
     if signature.buffers_to_mutate:
@@ -77,11 +83,38 @@ def trace(module: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode) ->
     return Traced(traced, lifted, mutated)
 
 
+def _entering_autocast(module: fx.GraphModule) -> fx.GraphModule:
+    """``module``, or a copy in which autocast is really entered where Dynamo's graph says so.
+
+    A pre-dispatch trace only records the functions that Dynamo writes, and would go on without
+    autocast; ``torch.autocast`` itself is recorded *and* has its effect.
+    """
+    if not any(node.target in _AUTOCAST for node in module.graph.nodes):
+        return module
+    effects = {
+        torch.amp.autocast_mode._enter_autocast: _enter_autocast,
+        torch.amp.autocast_mode._exit_autocast: _exit_autocast,
+    }
+    copy = fx.GraphModule(module, deepcopy(module.graph))
+    for node in copy.graph.nodes:
+        node.target = effects.get(node.target, node.target)
+    copy.recompile()
+    return copy
+
+
+def _enter_autocast(*settings: Any) -> torch.autocast:
+    return torch.autocast(*settings).__enter__()
+
+
+def _exit_autocast(region: torch.autocast) -> None:
+    region.__exit__(None, None, None)
+
+
 def tidy(module: fx.GraphModule, mode: FakeTensorMode, *, training: bool) -> None:
     """Bring a traced graph into the form that passes rely on, in place.
 
-    Nested graphs that only set a mode are inlined, autocast's casts become operators, metadata
-    assertions and (unless ``training``) gradient-mode switches go away, ``aten.copy`` becomes
+    Nested graphs that only set a mode are inlined, autocast's casts and the ends of regions
+    without gradients become operators, metadata assertions go away, ``aten.copy`` becomes
     operators that have a derivative, and each node gets a fake value.
     """
     _inline_mode_regions(module)
@@ -89,8 +122,7 @@ def tidy(module: fx.GraphModule, mode: FakeTensorMode, *, training: bool) -> Non
     _name_values(module.graph, mode)
     if _uses_autocast(module.graph):
         _make_casts_explicit(module.graph, mode)
-    if not training:
-        _erase_grad_mode(module.graph)
+    _make_detached_explicit(module.graph, mode, training=training)
     _replace_copies(module.graph, mode)
     module.graph.lint()
     module.recompile()
@@ -122,6 +154,8 @@ def _inline(module: fx.GraphModule, call: fx.Node) -> None:
                 mapping[inner].meta.update(inner.meta)
             elif inner.op == "call_function":
                 mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
+                if call.target is _NO_GRAD:
+                    mapping[inner].meta.setdefault(_RECORDED, call.args[0])
     results: Any = fx.map_arg(output_node(body.graph).args[0], mapping.__getitem__)
     if isinstance(results, fx.Node):
         results = (results,)
@@ -140,10 +174,33 @@ def _erase_assertions(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _erase_grad_mode(graph: fx.Graph) -> None:
-    for node in reversed(list(graph.nodes)):
+def _make_detached_explicit(graph: fx.Graph, mode: FakeTensorMode, *, training: bool) -> None:
+    """Take out the switches of gradient mode, so that no node's meaning depends on its place.
+
+    While autograd records, what a region without gradients computed is detached where others read
+    it.
+    """
+    recording = True
+    recorded: dict[fx.Node, bool] = {}
+    for node in list(graph.nodes):
         if node.target is torch._C._set_grad_enabled:
+            recording = bool(node.args[0])
             graph.erase_node(node)
+        else:
+            recorded[node] = node.meta.pop(_RECORDED, recording or node.op == "output")
+    if not training:
+        return
+    for node, kept in recorded.items():
+        readers = [user for user in node.users if recorded[user]]
+        value = node.meta.get("val")
+        if kept or not readers or not isinstance(value, torch.Tensor):
+            continue
+        with graph.inserting_after(node):
+            detached = graph.call_function(aten.detach.default, (node,))
+        detached.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        detached.meta["val"] = evaluate(detached, mode)
+        for user in readers:
+            user.replace_input_with(node, detached)
 
 
 def _name_values(graph: fx.Graph, mode: FakeTensorMode) -> None:

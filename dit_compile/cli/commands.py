@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -92,23 +93,24 @@ def list_passes(args: argparse.Namespace) -> None:
     console = terminal()
     console.print(table)
     for name, text in PRESETS.items():
-        console.print(f"preset {name}: {text}", highlight=False)
-    console.print(f"targets: {', '.join(backends())}", highlight=False)
+        console.print(f"preset {name}: {text}")
+    console.print(f"targets: {', '.join(backends())}")
 
 
 def _explained(args: argparse.Namespace) -> Explanation:
     from dit_compile.cli.target import load_target
     from dit_compile.explanation import explain as run
 
-    target = load_target(args.target)
-    return run(
-        target.model,
-        target.args,
-        target.kwargs,
-        passes=args.passes,
-        bindings=_bindings(args.bind),
-        numerics=not args.no_numerics,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is not our data
+        target = load_target(args.target)
+        return run(
+            target.model,
+            target.args,
+            target.kwargs,
+            passes=args.passes,
+            bindings=_bindings(args.bind),
+            numerics=not args.no_numerics,
+        )
 
 
 def _bindings(texts: list[str]) -> dict[str, str]:

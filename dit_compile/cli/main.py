@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,16 +20,18 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one command. Data goes to stdout, diagnostics to stderr.
 
     Returns:
-        0, or 1 after an error of ditc, or 2 for wrong usage.
+        0, or 1 after an error of ditc. Wrong usage exits with 2, as ``argparse`` does.
     """
     args = _parser().parse_args(argv)
     try:
         args.command(args)
+        sys.stdout.flush()
     except DitcError as error:
         print(f"ditc: error: {error}", file=sys.stderr)  # noqa: T201 - this is the terminal
         return 1
     except BrokenPipeError:
-        return 0
+        # The reader has seen enough. Python flushes once more at exit, so give it a place to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

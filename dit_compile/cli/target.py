@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,15 +73,16 @@ def _function(place: str, name: str) -> Callable[[], Any]:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ModelFileError(f"model file {str(path)!r} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"ditc_model_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses, among others, look for it
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ModelFileError(
-            f"model file {str(path)!r} cannot be loaded: {type(error).__name__}: {error}"
+            f"model file {str(path)!r} cannot be loaded: {_described(error)}"
         ) from error
     return module
 
@@ -87,12 +90,22 @@ def _load_file(path: Path) -> ModuleType:
 def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ModelFileError(f"module {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise ModelFileError(f"module {name!r} cannot be imported: {_described(error)}") from error
+
+
+def _described(error: Exception) -> str:
+    """The error in one line, with the line of code that raised it."""
+    reason = " ".join(str(error).split())
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {reason} ({last.filename}:{last.lineno})"
 
 
 def _checked(text: str, function: Callable[[], Any]) -> Target:
-    made = function()
+    try:
+        made = function()
+    except Exception as error:
+        raise ModelFileError(f"{text} failed: {_described(error)}") from error
     if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module)):
         raise ModelFileError(f"{text} must return (model, args, kwargs), not {type(made).__name__}")
     model, args, kwargs = made

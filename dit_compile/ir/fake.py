@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from dit_compile.errors import VerificationError
 
@@ -47,7 +50,9 @@ def fake_arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
     """Run ``node``'s operator on its arguments' fake values and return the fake result."""
     args, kwargs = fake_arguments(node)
-    with mode, torch.no_grad():
+    sizes = mode.shape_env
+    minting = sizes.ignore_fresh_unbacked_symbols() if sizes else contextlib.nullcontext()
+    with mode, minting, enable_python_dispatcher(), torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -57,10 +62,23 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def same_size(left: Any, right: Any) -> bool:
-    """Whether two sizes are equal for every binding of the symbols, without adding a guard."""
+    """Whether two sizes are equal for every binding of the symbols, without adding a guard.
+
+    Sizes that only the data tells (the number of nonzero elements) get a new symbol each time an
+    operator is evaluated, so two such symbols are taken to be equal.
+    """
     if isinstance(left, int) and isinstance(right, int):
         return left == right
+    if _is_told_by_data(left) and _is_told_by_data(right):
+        return True
     return bool(statically_known_true(left == right))
+
+
+def _is_told_by_data(size: Any) -> bool:
+    if not isinstance(size, torch.SymInt):
+        return False
+    symbol = size.node.expr
+    return bool(symbol.is_Symbol) and symbol_is_type(symbol, SymT.UNBACKED_INT)
 
 
 def describe(value: Any) -> str:

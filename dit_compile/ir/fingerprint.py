@@ -12,6 +12,8 @@ from dit_compile.errors import VerificationError
 from dit_compile.ir.fake import describe
 from dit_compile.ir.printer import target_name
 from dit_compile.ir.program import Program, output_args
+from dit_compile.ir.purity import is_random
+from dit_compile.ir.verifier import excerpt
 
 
 def fingerprint(program: Program) -> str:
@@ -40,7 +42,7 @@ def computation(program: Program) -> str:
 def graph_fingerprint(program: Program, name: str) -> str:
     """Hash of one graph: the multiset of its nodes, each by what it computes, and its outputs."""
     graph = program.graphs[name].graph
-    hashes = node_hashes(graph, program)
+    hashes = node_hashes(program, name)
     digest = hashlib.sha256()
     for item in sorted(hashes[node] for node in graph.nodes if node.op == "call_function"):
         digest.update(item)
@@ -49,19 +51,33 @@ def graph_fingerprint(program: Program, name: str) -> str:
     return digest.hexdigest()
 
 
-def node_hashes(graph: fx.Graph, program: Program | None = None) -> dict[fx.Node, bytes]:
-    """For each node, a hash of the expression it computes from the graph's inputs."""
+def node_hashes(program: Program, name: str) -> dict[fx.Node, bytes]:
+    """For each node of a graph, a hash of the expression it computes from the graph's inputs.
+
+    Raises:
+        VerificationError: the graph is not in topological order.
+    """
     hashes: dict[fx.Node, bytes] = {}
-    for node in graph.nodes:
+    draws = 0
+    for node in program.graphs[name].graph.nodes:
+        late = next((arg for arg in node.all_input_nodes if arg not in hashes), None)
+        if late is not None:
+            raise VerificationError(
+                f"%{node.name} reads %{late.name}, which is made after it or was erased\n"
+                + excerpt(program, name, node)
+            )
         if node.op == "output":
             continue
         digest = hashlib.sha256()
         if node.op == "placeholder":
-            spec = program.inputs.get(str(node.target)) if program else None
+            spec = program.inputs.get(str(node.target))
             path = spec.path if spec else str(node.target)
             digest.update(f"in {path} {describe(node.meta.get('val'))}".encode())
         else:
             digest.update(f"{node.op} {_target(node)}".encode())
+            if is_random(node):  # no two draws are equal, and their order counts
+                draws += 1
+                digest.update(f"draw {draws}".encode())
             _update(digest, node.args, hashes)
             _update(digest, tuple(sorted(node.kwargs.items())), hashes)
         hashes[node] = digest.digest()
@@ -75,8 +91,6 @@ def _target(node: fx.Node) -> str:
 
 def _update(digest: Any, arg: Any, hashes: dict[fx.Node, bytes]) -> None:
     if isinstance(arg, fx.Node):
-        if arg not in hashes:
-            raise VerificationError(f"%{arg.name} is used before it is made, or was erased")
         digest.update(hashes[arg])
     elif isinstance(arg, (list, tuple)):
         digest.update(b"(")

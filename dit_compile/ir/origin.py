@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-_TORCH = os.path.dirname(torch.__file__)
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _BRACKETED = re.compile(r"\[\s*['\"]?([^'\"\]]+)['\"]?\s*\]")
-_MODULES = re.compile(r"(__dict__\.)?_(modules|parameters|buffers)\.")
+_MODULES = re.compile(r"(?<![^.])(__dict__\.)?_(modules|parameters|buffers)\.")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dit_compile.ir.fake import describe, is_getitem
+from dit_compile.ir.fake import describe, dtype_name, is_getitem
 from dit_compile.ir.origin import origin_of
 from dit_compile.ir.program import InputKind, Program, output_args
 
@@ -57,8 +57,12 @@ def is_unpacked(node: fx.Node) -> bool:
 
 
 def _unpacks(node: fx.Node) -> bool:
+    """Whether each user of ``node`` picks another one of its results."""
     value = node.meta.get("val")
-    return isinstance(value, (list, tuple)) and all(is_getitem(user) for user in node.users)
+    if not isinstance(value, (list, tuple)) or not all(map(is_getitem, node.users)):
+        return False
+    picked = [user.args[1] for user in node.users]
+    return len(set(picked)) == len(picked) and set(picked) <= set(range(len(value)))
 
 
 def node_text(node: fx.Node, program: Program | None = None) -> str:
@@ -96,7 +100,7 @@ def _argument(arg: Any, program: Program | None) -> str:
     if isinstance(arg, (list, tuple)):
         return "[" + ", ".join(_argument(item, program) for item in arg) + "]"
     if isinstance(arg, torch.dtype):
-        return describe(torch.empty(0, dtype=arg, device="meta")).split("[")[0]
+        return dtype_name(arg)
     if isinstance(arg, Mapping):
         return "{" + ", ".join(f"{k}: {_argument(v, program)}" for k, v in arg.items()) + "}"
     if arg == sys.maxsize and isinstance(arg, int):

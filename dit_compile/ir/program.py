@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from dit_compile.errors import VerificationError
 from dit_compile.ir.schedule import Schedule
 
 
@@ -181,8 +182,10 @@ def placeholders(graph: fx.Graph) -> list[fx.Node]:
 
 def output_node(graph: fx.Graph) -> fx.Node:
     """The one output node of ``graph``."""
-    node: fx.Node = next(iter(graph.find_nodes(op="output")))
-    return node
+    nodes: list[fx.Node] = list(graph.find_nodes(op="output"))
+    if len(nodes) != 1:
+        raise VerificationError(f"a graph has one output node, not {len(nodes)}")
+    return nodes[0]
 
 
 def output_args(graph: fx.Graph) -> tuple[Any, ...]:

@@ -43,8 +43,9 @@ class Verifier:
         graph = module.graph
         try:
             graph.lint()
-        except RuntimeError as error:
-            raise VerificationError(f"graph @{name} does not lint: {error}") from error
+        except (RuntimeError, ValueError) as error:
+            first = str(error).splitlines()[0]  # what follows is the whole graph
+            raise VerificationError(f"graph @{name} does not lint: {first}") from error
         for node in graph.nodes:
             for problem in self._problems(program, module, node):
                 raise VerificationError(problem + "\n" + excerpt(program, name, node))
@@ -112,38 +113,39 @@ class Verifier:
                 )
             if output.kind is OutputKind.MUTATION:
                 continue
-            for _, module in program.graphs.items():
+            for reader, module in program.graphs.items():
                 for node in module.graph.find_nodes(op="placeholder"):
                     if str(node.target) != output.name:
                         continue
-                    wrong = mismatch(node.meta["val"], value.meta["val"])
+                    wrong = mismatch(node.meta["val"], _value(value))
                     if wrong:
                         raise VerificationError(
-                            f"graph @{name} returns {output.name!r} with {wrong} than is read"
+                            f"graph @{name} returns {output.name!r} with {wrong} as graph "
+                            f"@{reader} reads it" + _around(program, name, value)
                         )
 
     def _check_signature(self, program: Program) -> None:
         """User and mutation outputs must stay what they were when the verifier first looked."""
         for name, _ in program.step_graphs():
             values = output_args(program.graphs[name].graph)
-            have = [
-                _value(value)
+            returned = [
+                value
                 for output, value in zip(program.outputs[name], values, strict=True)
                 if output.kind in (OutputKind.USER, OutputKind.MUTATION)
             ]
             if self.signature is None:
-                self.signature = have
-            if len(have) != len(self.signature):
+                self.signature = [_value(value) for value in returned]
+            if len(returned) != len(self.signature):
                 raise VerificationError(
-                    f"graph @{name} returns {len(have)} results to the caller, not "
+                    f"graph @{name} returns {len(returned)} results to the caller, not "
                     f"{len(self.signature)}"
                 )
-            for position, (want, got) in enumerate(zip(self.signature, have, strict=True)):
-                wrong = mismatch(want, got)
+            for position, (want, value) in enumerate(zip(self.signature, returned, strict=True)):
+                wrong = mismatch(want, _value(value))
                 if wrong:
                     raise VerificationError(
                         f"result {position} of graph @{name} has {wrong}; a pass must not change "
-                        "what the caller gets"
+                        "what the caller gets" + _around(program, name, value)
                     )
 
 
@@ -174,6 +176,11 @@ def excerpt(program: Program, name: str, node: fx.Node) -> str:
     if origin.source:
         lines.append(f"  source: {origin.source}")
     return "\n".join(lines)
+
+
+def _around(program: Program, name: str, value: Any) -> str:
+    """The excerpt around the node that makes ``value``, on lines of its own."""
+    return "\n" + excerpt(program, name, value) if isinstance(value, fx.Node) else ""
 
 
 def _signature(node: fx.Node) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ class PassRecord:
     """What one pass did.
 
     Attributes:
-        item: the pass, ``None`` for the record of the captured program.
+        item: the pass.
         changed: whether the Program's fingerprint moved.
         nodes_before, nodes_after: operators of the main graph.
         rewrites, misses, notes: what the Rewriter kept.
@@ -120,7 +121,8 @@ class Pipeline:
     ) -> PipelineRun:
         """Run all passes on ``program``, in place.
 
-        Each pass is a transaction: one that fails leaves no trace.
+        Each pass is a transaction: one that fails leaves no trace. Without ``undo_failures`` so is
+        the whole run: after an error ``program`` is what it was.
 
         Args:
             program: the Program to rewrite.
@@ -143,10 +145,10 @@ class Pipeline:
             try:
                 self._run_once(program, run, instruments, failures, limit)
             except _Failed as failed:
-                if not undo_failures:
-                    raise failed.error from failed.error.__cause__
-                failures[failed.position] = str(failed.error)
                 program.restore(pristine.copy())
+                if not undo_failures:
+                    raise failed.error from failed.__cause__
+                failures[failed.position] = str(failed.error)
                 continue
             run.seconds = time.perf_counter() - started
             return run
@@ -175,7 +177,7 @@ class Pipeline:
                     self._run_pass(item, record, program, ends, before)
                     for instrument in instruments:
                         instrument.after(record, program)
-                except DitcError as error:
+                except Exception as error:  # a pass, or a check of what it left, may raise anything
                     raise _Failed(position, _in_context(error, item, self, position)) from error
                 before = str(record.details["fingerprint"])
             record.nodes_after = count_nodes(program)
@@ -190,14 +192,8 @@ class Pipeline:
         started = time.perf_counter()
         computed = computation(program) if item.kind is Kind.ANNOTATE else ""
         graphs_before = {name: id(module) for name, module in program.graphs.items()}
-        try:
+        with contextlib.suppress(RewriteLimitReached):
             item.run(program, rewriter)
-        except RewriteLimitReached:
-            pass
-        except DitcError:
-            raise
-        except Exception as error:
-            raise PassError(f"{type(error).__name__}: {error}") from error
         rewriter.finish()
         record.seconds = time.perf_counter() - started
         record.rewrites, record.misses = rewriter.rewrites, rewriter.misses
@@ -222,9 +218,10 @@ class _Failed(Exception):  # noqa: N818 - internal signal
         self.error = error
 
 
-def _in_context(error: DitcError, item: Pass, pipeline: Pipeline, position: int) -> DitcError:
+def _in_context(error: Exception, item: Pass, pipeline: Pipeline, position: int) -> DitcError:
     """``error`` with the pass and the pipeline so far in its message."""
-    head, _, rest = str(error).partition("\n")
+    known = isinstance(error, DitcError)
+    head, _, rest = (str(error) if known else f"{type(error).__name__}: {error}").partition("\n")
     done = ",".join(str(earlier) for earlier in pipeline.passes[: position + 1])
     detail = f"\n{rest}" if rest else ""
     kind = type(error) if isinstance(error, (VerificationError, PipelineError)) else PassError

@@ -8,6 +8,7 @@ from functools import cache
 from dit_compile.backends.base import Backend
 from dit_compile.errors import OptionError, PipelineError, suggest
 from dit_compile.pipeline.base import Pass
+from dit_compile.pipeline.presets import PRESETS
 
 
 @cache
@@ -33,7 +34,8 @@ def find_pass(name: str) -> type[Pass]:
     known = passes()
     if name not in known:
         raise PipelineError(
-            f"unknown pass {name!r}{suggest(name, known)}; `ditc passes` lists what there is"
+            f"unknown pass {name!r}{suggest(name, (*known, *PRESETS))}; `ditc passes` lists what "
+            "there is"
         )
     return known[name]
 

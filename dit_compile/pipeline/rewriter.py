@@ -43,6 +43,7 @@ class Rewrite:
 
     graph: str
     path: str
+    source: str = ""
     removed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
 
@@ -101,7 +102,8 @@ class Rewriter:
         self._close()
         if self.limit is not None and len(self.rewrites) >= self.limit:
             raise RewriteLimitReached
-        self.rewrites.append(Rewrite(self.graph_name, origin_of(anchor).path))
+        origin = origin_of(anchor)
+        self.rewrites.append(Rewrite(self.graph_name, origin.path, origin.source))
 
     def call(
         self,
@@ -138,24 +140,27 @@ class Rewriter:
 
     def replace_input(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """Let one user read ``new`` where it read ``old``."""
-        self._current().removed.append(self._text(user))
+        if user not in self._made:
+            self._current().removed.append(self._text(user))
+            self._made.append(user)
         user.replace_input_with(old, new)
-        self._made.append(user)
 
     def sweep(self, node: fx.Node) -> None:
         """Erase ``node`` if nobody uses it and it is pure, then its producers likewise."""
-        pending = [node]
+        removed: list[str] = []
+        pending: dict[fx.Node, None] = {node: None}
         while pending:
-            dead = pending.pop()
+            dead, _ = pending.popitem()
             if dead.users or not is_pure(dead):
                 continue
             producers = dead.all_input_nodes
             if dead in self._made:
                 self._made.remove(dead)
             else:
-                self._current().removed.append(self._text(dead))
+                removed.append(self._text(dead))
             self.graph.erase_node(dead)
-            pending.extend(producers)
+            pending |= dict.fromkeys(producers)
+        self._current().removed.extend(reversed(removed))
 
     def derive(self, target: Callable[..., Any], *args: Any, path: str, before: fx.Node) -> fx.Node:
         """A value computed from weights alone, ahead of the loop.
@@ -177,6 +182,9 @@ class Rewriter:
         name = self._derived_name(path)
         if name not in self.program.inputs:
             self._add_to_weights_graph(name, path, target, args)
+        known = self._producer(name)
+        if known.target is not target or known.args != fx.map_arg(args, self._in_weights):
+            raise PassError(f"{path!r} is the path of another value already; give a unique one")
         return self.placeholder(name, like=sources)
 
     def placeholder(self, name: str, *, like: Sequence[fx.Node]) -> fx.Node:

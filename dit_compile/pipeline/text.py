@@ -47,7 +47,7 @@ def print_value(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "[" + ",".join(print_value(item) for item in value) + "]"
     if isinstance(value, str):
-        if _PLAIN.fullmatch(value) and value not in _LITERALS:
+        if _PLAIN.fullmatch(value) and _literal(value) == value:
             return value
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'"{escaped}"'
@@ -84,7 +84,7 @@ class _Parser:
                     self._fail(f"option {key!r} is given twice")
                 options[key] = self._value()
                 if self._peek() != "}":
-                    self._expect(",")
+                    self._expect(",", or_else="}")
             self._expect("}")
         return Item(name, options)
 
@@ -95,7 +95,7 @@ class _Parser:
             while self._peek() != "]":
                 values.append(self._value())
                 if self._peek() != "]":
-                    self._expect(",")
+                    self._expect(",", or_else="]")
             self._expect("]")
             return tuple(values)
         if self._peek() == '"':
@@ -118,9 +118,9 @@ class _Parser:
     def _peek(self) -> str:
         return self.text[self.at : self.at + 1]
 
-    def _expect(self, char: str) -> None:
+    def _expect(self, char: str, *, or_else: str = "") -> None:
         if self._peek() != char:
-            self._fail(f"expected {char!r}")
+            self._fail(f"expected {char!r}" + (f" or {or_else!r}" if or_else else ""))
         self.at += 1
         self._space()
 

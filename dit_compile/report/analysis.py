@@ -19,19 +19,31 @@ def print_analysis(analysis: Mapping[str, Any], console: Console) -> None:
         inputs.add_row(item["name"], item["binding"], settled)
     console.print(inputs)
     counts = ", ".join(f"{count} {when}" for when, count in analysis["nodes_by_binding"].items())
-    console.print(f"nodes by binding time: {counts}", highlight=False)
+    console.print(f"nodes by binding time: {counts}")
     for stack in analysis["stacks"]:
         _print_stack(stack, console)
     for miss in analysis["structure_misses"]:
-        console.print(f"not recognised: {miss}", highlight=False)
-    for key, value in analysis["tokens"].items():
-        console.print(f"tokens {key}: {value}", highlight=False)
+        console.print(f"not recognised: {miss}")
+    _print_tokens(analysis["tokens"], console)
+
+
+def _print_tokens(tokens: Mapping[str, Any], console: Console) -> None:
+    if "error" in tokens:
+        console.print(f"tokens: {tokens['error']}")
+        return
+    count, latent = tokens["count"], tokens["latent"]
+    console.print(
+        f"tokens: {count} = {tokens['tokens']}, from {latent}; {len(tokens['axes'])} values carry "
+        f"them, {len(tokens['misses'])} sizes are unknown"
+    )
+    for miss in tokens["misses"]:
+        console.print(f"  %{miss['node']}: {miss['reason']}")
 
 
 def _print_stack(stack: Mapping[str, Any], console: Console) -> None:
     kinds = len(set(stack["classes"]))
     same = "all alike" if kinds == 1 else f"{kinds} classes"
-    console.print(f"stack {stack['path']}: {stack['blocks']} blocks, {same}", highlight=False)
+    console.print(f"stack {stack['path']}: {stack['blocks']} blocks, {same}")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("  branch", "kind", "gated", "output"):
         table.add_column(title)

@@ -21,9 +21,13 @@ _FILE_WIDTH = 160
 
 
 def terminal(*, stderr: bool = False) -> Console:
-    """A console; as wide as the terminal, or wide enough for the tables when piped to a file."""
+    """A console; as wide as the terminal, or wide enough for the tables when piped to a file.
+
+    What is printed is shown as it is: shapes such as ``f32[s0,4]`` are no markup.
+    """
     console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=_FILE_WIDTH)
+    width = None if console.is_terminal else _FILE_WIDTH
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def header(explanation: Explanation) -> str:
@@ -61,7 +65,7 @@ def pass_table(explanation: Explanation) -> Table:
             f"{len(record.rewrites)}/{len(record.misses)}",
             cost_cell(record),
             error_cell(record),
-            notes_cell(record),
+            Text(notes_cell(record)),
         )
     return table
 
@@ -114,7 +118,7 @@ def notes_cell(record: PassRecord) -> str:
 def flops(value: float, *, signed: bool = False) -> str:
     """Operations in the unit that reads best."""
     sign = "+" if signed else ""
-    for unit, scale in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
-        if abs(value) >= scale or unit == "MFLOP":
+    for unit, scale in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("KFLOP", 1e3)):
+        if abs(value) >= scale:
             return f"{value / scale:{sign}.1f} {unit}"
-    raise AssertionError
+    return f"{value:{sign}.0f} FLOP"

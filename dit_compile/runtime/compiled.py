@@ -70,6 +70,8 @@ class CompiledProgram:
             if spec.name not in program.constants
         ]
         self._sight = _Sight(program)
+        #: The inputs that are the timestep, once known.
+        self.clock = self._sight.clock
         if self._derived is not None:
             _deriving.add(self._derived)
 
@@ -86,10 +88,12 @@ class CompiledProgram:
         values.update(self.program.constants)
         if self._derived is None and not self.program.schedule.stateful:
             return self._finish(MAIN, values, None)
-        tracker = current([values[name] for name in self._weights]).tracker(self)
-        place = tracker.place(self._sight.look(values))
-        self._derive(values, check_content=place.boundary)
+        weights = [values[name] for name in self._weights]
+        tracker = current(weights).tracker(self, weights)
         try:
+            place = tracker.place(self._sight.look(values))
+            self.clock = self.clock or tracker.clock
+            self._derive(values, check_content=place.boundary)
             return self._finish(self._choose(place), values, place)
         except BaseException:
             tracker.end()
@@ -155,13 +159,15 @@ class _Sight:
         self._users = [spec.name for spec in users]
         settled = [spec.name for spec in users if spec.binding is Binding.TIMESTEP]
         self._timesteps = settled or list(timestep_candidates(program))
+        #: ``None`` if which of several candidates is the timestep must be observed.
+        self.clock = tuple(settled) if settled or not self._timesteps else None
         latents = {spec.name for spec in users if spec.settled and spec.binding is Binding.LATENT}
         self._context = [n for n in self._users if n not in latents and n not in self._timesteps]
 
     def look(self, values: Values) -> Call:
         """The facts of one call."""
         return Call(
-            timesteps={name: _host_value(values[name]) for name in self._timesteps},
+            timesteps={name: _host_values(values[name]) for name in self._timesteps},
             shapes=tuple(
                 tuple(value.shape) if isinstance(value, torch.Tensor) else value
                 for value in (values[name] for name in self._users)
@@ -170,8 +176,8 @@ class _Sight:
         )
 
 
-def _host_value(value: Any) -> float:
-    """A timestep as one number; a tensor of several timesteps counts by its first."""
+def _host_values(value: Any) -> tuple[float, ...]:
+    """A timestep on the host: one number, or one for each sample or token."""
     if isinstance(value, torch.Tensor):
-        return float(value.reshape(-1)[0])
-    return float(value)
+        return tuple(value.reshape(-1).tolist())
+    return (float(value),)

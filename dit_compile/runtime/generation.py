@@ -13,11 +13,13 @@ import torch
 
 from dit_compile.errors import DitcWarning
 from dit_compile.ir.schedule import Step
+from dit_compile.runtime.held import Held
 
-#: Tensors up to this many elements are compared by content when their identity does not settle it.
-_SMALL = 1 << 16
 #: More lanes than any guidance scheme has: the conditions are not what tells lanes apart.
 _MAX_LANES = 8
+
+#: Host values of the inputs that may be the timestep, by name.
+Times = Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Call:
     """What a Session sees of one call.
 
     Attributes:
-        timesteps: host values of the inputs that may be the timestep, by name.
+        timesteps: the inputs that are the timestep, or may be.
         shapes: sizes of all inputs; a change starts a new generation.
         context: the inputs that tell lanes apart (neither timestep nor latent), by name.
     """
 
-    timesteps: Mapping[str, float]
+    timesteps: Times
     shapes: tuple[object, ...]
     context: Mapping[str, object]
 
@@ -40,29 +42,44 @@ class Lane:
     """One stream of evaluations within a generation, such as the unconditional half of guidance.
 
     Attributes:
-        context: the inputs that identify it; held, so that their addresses cannot be reused.
-        versions: version counters of those inputs when they were stored.
+        context: the inputs that identify it.
         state: state tensors by name, from its last computed step.
         computed, reused: calls so far.
         last_step: index of the step of its latest call.
     """
 
-    context: Mapping[str, object]
-    versions: Mapping[str, int | None]
+    context: Mapping[str, Held]
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     computed: int = 0
     reused: int = 0
     last_step: int = -1
 
+    def serves(self, context: Mapping[str, object]) -> bool:
+        """Whether a call with this context is certainly one of this lane."""
+        return self.context.keys() == context.keys() and all(
+            held.same(context[name]) for name, held in self.context.items()
+        )
+
 
 @dataclass
 class Generation:
-    """One run of the sampling loop, as far as it has been seen."""
+    """One run of the sampling loop, as far as it has been seen.
+
+    Attributes:
+        shapes: sizes of all inputs.
+        turn: the way time went to get here from a generation of one step, if it was unexpected.
+        seen: the timesteps of its steps so far.
+        lanes: its streams of evaluations.
+        ambiguous: why its calls cannot be placed, empty if they can.
+        over: whether it was ended from outside.
+    """
 
     shapes: tuple[object, ...]
-    seen: list[float] = field(default_factory=list)
+    turn: int = 0
+    seen: list[Times] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
     ambiguous: str = ""
+    over: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,7 @@ class Place:
         step: the step within the generation.
         lane: the lane within the generation.
         certain: whether state of the lane's last step may be reused.
-        boundary: whether a generation begins here, or may: the first step, or time going up.
+        boundary: whether a generation begins here, or may: anything but a lane's next step.
     """
 
     step: Step
@@ -87,81 +104,122 @@ class Tracker:
 
     Args:
         timesteps: the timesteps of the generation, if the caller has stated them.
+        clock: which of a call's timesteps is the timestep; ``None`` if that must be observed.
         loud: warn when a call cannot be placed; off for Programs that never reuse anything.
     """
 
-    def __init__(self, timesteps: Sequence[float] | None = None, *, loud: bool = True) -> None:
+    def __init__(
+        self,
+        timesteps: Sequence[float] | None = None,
+        *,
+        clock: Sequence[str] | None = None,
+        loud: bool = True,
+    ) -> None:
         self.timesteps = list(timesteps) if timesteps is not None else None
+        self.clock = tuple(clock) if clock is not None else None
         self.loud = loud
         self.generation: Generation | None = None
         self.generations = 0
-        self._moving: str | None = None
-        self._previous: dict[str, float] = {}
+        self._travel = -1
         self._warned: set[str] = set()
 
     def place(self, call: Call) -> Place:
         """Find the step and lane of ``call``; starts a new generation where one begins."""
-        now = self._timestep(call.timesteps)
-        if self._begins(call, now):
-            self.generation = Generation(call.shapes)
-            self.generations += 1
-        generation = self.generation
-        assert generation is not None
-        boundary = not generation.seen or now > generation.seen[-1]
-        if not generation.seen or self._advances(generation, now):
-            generation.seen.append(now)
+        generation = self._generation(call)
         step = self._step(generation)
         lane = self._lane(generation, call)
+        follows = lane.last_step == step.index - 1
         if not call.timesteps:
             self._doubt(generation, "no input is known to be the timestep")
         elif lane.last_step == step.index:
             self._doubt(generation, "one step was evaluated twice with the same conditions")
         elif len(generation.lanes) > _MAX_LANES:
             self._doubt(generation, "the conditions change at every call")
-        certain = not generation.ambiguous and lane.last_step == step.index - 1
         lane.last_step = step.index
-        return Place(step, lane, certain, boundary)
+        return Place(
+            step,
+            lane,
+            certain=follows and self.clock is not None and not generation.ambiguous,
+            boundary=step.index == 0 or not follows,
+        )
 
     def end(self) -> None:
-        """Forget the current generation and its state, for example after an exception."""
-        self.generation = None
+        """End the generation and free its state, for example after an exception.
 
-    def _timestep(self, candidates: Mapping[str, float]) -> float:
-        """The timestep's value; among several candidates, the one that was seen to move."""
-        if self._moving is None and len(candidates) > 1:
-            moved = [n for n, v in candidates.items() if self._previous.get(n, v) != v]
-            if len(moved) == 1:
-                self._moving = moved[0]
-                if self.generation is not None and self.generation.seen:
-                    self.generation.seen[-1] = self._previous[self._moving]
-            self._previous = dict(candidates)
-        name = self._moving or next(iter(candidates), None)
-        return candidates[name] if name is not None else 0.0
+        Its counters stay.
+        """
+        if self.generation is not None:
+            self.generation.over = True
+            for lane in self.generation.lanes:
+                lane.state, lane.context = {}, {}
 
-    def _begins(self, call: Call, now: float) -> bool:
-        """Whether ``call`` starts a new generation: other shapes, or time turns back."""
-        generation = self.generation
-        if generation is None or generation.shapes != call.shapes:
-            return True
+    def _generation(self, call: Call) -> Generation:
+        """The generation that ``call`` belongs to, moved on to its step."""
+        found = self.generation
+        if found is None or found.over or found.shapes != call.shapes or self._complete(found):
+            return self._begin(call)
+        way = self._way(found.seen[-1], call.timesteps)
+        if way == 0:
+            if self._repeats(found):
+                found.seen.append(call.timesteps)
+            return found
+        if way is None or not self._goes_on(found, way):
+            turned = way if way is not None and len(found.seen) == 1 else 0
+            return self._begin(call, turned)
+        found.seen.append(call.timesteps)
+        self._observe(found.seen)
+        return found
+
+    def _begin(self, call: Call, turn: int = 0) -> Generation:
+        self.generation = Generation(call.shapes, turn, [call.timesteps])
+        self.generations += 1
+        return self.generation
+
+    def _way(self, before: Times, after: Times) -> int | None:
+        """1 if time went up, -1 down, 0 if it stood still, ``None`` if it went both ways."""
+        ways = {
+            (new > old) - (new < old)
+            for name in (after if self.clock is None else self.clock)
+            for old, new in zip(before[name], after[name], strict=True)
+        } - {0}
+        return None if len(ways) > 1 else next(iter(ways), 0)
+
+    def _goes_on(self, generation: Generation, way: int) -> bool:
+        """Whether time going this way continues the generation, and does not begin another.
+
+        After one step alone, a move against the usual direction may be an inversion, or a single
+        call of the model followed by a generation: only the next move tells.
+        """
         seen = generation.seen
-        if self._finished(generation) and self._all_ran(generation):
-            return True
-        if now == seen[-1] or len(seen) == 1:
+        if len(seen) > 1:
+            ways = (self._way(a, b) for a, b in zip(seen[-2::-1], seen[:0:-1], strict=True))
+            return way == next(filter(None, ways), way)
+        if self.timesteps is None and way not in (self._travel, generation.turn):
             return False
-        travel = next((b - a for a, b in zip(seen[-2::-1], seen[:0:-1], strict=True) if a != b), 0)
-        return (now - seen[-1]) * travel < 0
+        self._travel = way
+        return True
 
-    def _advances(self, generation: Generation, now: float) -> bool:
-        """Whether ``call`` is at a later step than the one before it."""
-        if now != generation.seen[-1]:
-            return True
-        done = len(generation.seen)
-        stated = self.timesteps or []
-        repeats = done < len(stated) and stated[done] == stated[done - 1]
-        return repeats and self._all_ran(generation)
+    def _observe(self, seen: Sequence[Times]) -> None:
+        """Among several candidates, those that moved alike twice in a row are the timestep."""
+        if self.clock is not None or len(seen) < 3:
+            return
+        first, second = (
+            [name for name in before if before[name] != after[name]]
+            for before, after in zip(seen[-3:-1], seen[-2:], strict=True)
+        )
+        if first == second:
+            self.clock = tuple(second)
 
-    def _finished(self, generation: Generation) -> bool:
-        return self.timesteps is not None and len(generation.seen) >= len(self.timesteps)
+    def _repeats(self, generation: Generation) -> bool:
+        """Whether the loop was stated to stay at this timestep, and all lanes have been here."""
+        done, stated = len(generation.seen), self.timesteps or []
+        repeated = done < len(stated) and stated[done] == stated[done - 1]
+        return repeated and self._all_ran(generation)
+
+    def _complete(self, generation: Generation) -> bool:
+        """Whether all stated steps are done, by all lanes."""
+        stated = self.timesteps is not None and len(generation.seen) >= len(self.timesteps)
+        return stated and self._all_ran(generation)
 
     @staticmethod
     def _all_ran(generation: Generation) -> bool:
@@ -170,16 +228,22 @@ class Tracker:
         return all(lane.last_step == index for lane in generation.lanes)
 
     def _step(self, generation: Generation) -> Step:
-        index = max(len(generation.seen) - 1, 0)
+        index = len(generation.seen) - 1
         if self.timesteps is not None:
             return Step(index, len(self.timesteps), index == len(self.timesteps) - 1)
-        return Step(index, None, _seems_last(generation.seen))
+        return Step(index, None, _seems_last([self._latest(seen) for seen in generation.seen[-2:]]))
+
+    def _latest(self, times: Times) -> float:
+        return max((value for name in self.clock or () for value in times[name]), default=0.0)
 
     def _lane(self, generation: Generation, call: Call) -> Lane:
+        context = dict(call.context)
+        if self.clock is not None:
+            context |= {n: v for n, v in call.timesteps.items() if n not in self.clock}
         for lane in generation.lanes:
-            if _same_context(lane, call.context):
+            if lane.serves(context):
                 return lane
-        lane = Lane(dict(call.context), {k: _version(v) for k, v in call.context.items()})
+        lane = Lane({name: Held.of(value) for name, value in context.items()})
         generation.lanes.append(lane)
         return lane
 
@@ -209,48 +273,3 @@ def _seems_last(seen: Sequence[float]) -> bool:
         return False
     spacing = seen[-1] - seen[-2]
     return spacing < 0 and seen[-1] + spacing < 0
-
-
-def _same_context(lane: Lane, context: Mapping[str, object]) -> bool:
-    if lane.context.keys() != context.keys():
-        return False
-    return all(
-        same_value(lane.context[name], lane.versions[name], value)
-        for name, value in context.items()
-    )
-
-
-def same_value(old: object, version: int | None, new: object) -> bool:
-    """Whether an input is certainly the same as an earlier one that is still held.
-
-    The same object or view at the same version is the same value; small tensors are compared by
-    content, in which case an in-place change between the calls is not mistaken for equality,
-    because the old tensor is compared at its stored version only.
-    """
-    if not isinstance(new, torch.Tensor) or not isinstance(old, torch.Tensor):
-        return type(old) is type(new) and old == new
-    if old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
-        return False
-    unchanged = version is not None and version == _version(old)
-    if unchanged and _same_memory(old, new):
-        return _version(new) == version
-    if not unchanged and version is not None:
-        return False
-    return new.numel() <= _SMALL and version is not None and bool(torch.equal(old, new))
-
-
-def _same_memory(old: torch.Tensor, new: torch.Tensor) -> bool:
-    if old is new:
-        return True
-    return (
-        old.data_ptr() == new.data_ptr()
-        and old.stride() == new.stride()
-        and old.storage_offset() == new.storage_offset()
-    )
-
-
-def _version(value: object) -> int | None:
-    """Version counter of a tensor; inference tensors have none."""
-    if not isinstance(value, torch.Tensor) or value.is_inference():
-        return None
-    return value._version

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,37 @@ if TYPE_CHECKING:
     from dit_compile.runtime.compiled import CompiledProgram
 
 _active: ContextVar[tuple[Session, ...]] = ContextVar("ditc_sessions", default=())
-_defaults: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
-_defaults_lock = threading.Lock()
+#: The Session of calls outside any ``with``, and the thread or task that it belongs to.
+_default: ContextVar[tuple[weakref.ref[Any], Session] | None] = ContextVar(
+    "ditc_default", default=None
+)
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """The calls of one Program on one set of weights: models of a class may share a Program."""
+
+    weights: tuple[weakref.ref[torch.Tensor], ...]
+    tracker: Tracker
+
+    def serves(self, weights: Sequence[torch.Tensor]) -> bool:
+        return all(ref() is weight for ref, weight in zip(self.weights, weights, strict=True))
+
+    def alive(self) -> bool:
+        return all(ref() is not None for ref in self.weights)
 
 
 class Session:
     """One generation, or several one after the other, of one model.
 
     Use as a context manager around the sampling loop. State lives here, never on the module; it is
-    freed when the Session ends.
+    freed when the Session ends. Two generations at once in one thread take turns by entering their
+    Sessions, already open, again::
+
+        with ditc.session(fast) as a, ditc.session(fast) as b:
+            for t in timesteps:
+                with a: x = step(x, t)
+                with b: y = step(y, t)
 
     Args:
         model: the module, compiled or not, whose calls belong to this Session; ``None`` for all.
@@ -48,12 +71,12 @@ class Session:
         if timesteps is not None and len(timesteps) == 0:
             raise SessionError("timesteps is empty; pass scheduler.timesteps after set_timesteps()")
         self.timesteps = [float(t) for t in timesteps] if timesteps is not None else None
-        self._weights = {id(p) for p in _tensors(model)} if model is not None else None
-        self._model = model
-        self._trackers: weakref.WeakKeyDictionary[CompiledProgram, Tracker] = (
+        # the tensors are held, so that no other can take their place in memory
+        self._weights = {id(t): t for t in _tensors(model)} if model is not None else None
+        self._followed: weakref.WeakKeyDictionary[CompiledProgram, list[_Followed]] = (
             weakref.WeakKeyDictionary()
         )
-        self._tokens: list[Any] = []
+        self._depth = 0
 
     def owns(self, weights: Sequence[torch.Tensor]) -> bool:
         """Whether a program with these weights belongs to this Session's model."""
@@ -61,14 +84,18 @@ class Session:
             return self._weights is None
         return any(id(weight) in self._weights for weight in weights)
 
-    def tracker(self, program: CompiledProgram) -> Tracker:
-        """The tracker of ``program``'s calls within this Session."""
-        found = self._trackers.get(program)
-        if found is None:
-            found = self._trackers[program] = Tracker(
-                self.timesteps, loud=program.program.schedule.stateful
-            )
-        return found
+    def tracker(self, program: CompiledProgram, weights: Sequence[torch.Tensor]) -> Tracker:
+        """The tracker of ``program``'s calls on ``weights`` within this Session."""
+        followed = self._followed.setdefault(program, [])
+        for item in followed:
+            if item.serves(weights):
+                return item.tracker
+        tracker = Tracker(
+            self.timesteps, clock=program.clock, loud=program.program.schedule.stateful
+        )
+        kept = [item for item in followed if item.alive()]
+        followed[:] = [*kept, _Followed(tuple(map(weakref.ref, weights)), tracker)]
+        return tracker
 
     def summary(self) -> dict[str, int]:
         """Counters over all programs and lanes of the current generations.
@@ -76,21 +103,21 @@ class Session:
         Returns:
             ``generations``, ``lanes``, ``computed`` and ``reused``.
         """
-        lanes = [
-            lane
-            for tracker in self._trackers.values()
-            if tracker.generation is not None
-            for lane in tracker.generation.lanes
-        ]
+        trackers = self._trackers()
+        lanes = [lane for t in trackers if t.generation is not None for lane in t.generation.lanes]
         return {
-            "generations": max((t.generations for t in self._trackers.values()), default=0),
+            "generations": max((t.generations for t in trackers), default=0),
             "lanes": len(lanes),
             "computed": sum(lane.computed for lane in lanes),
             "reused": sum(lane.reused for lane in lanes),
         }
 
+    def _trackers(self) -> list[Tracker]:
+        return [item.tracker for followed in self._followed.values() for item in followed]
+
     def __enter__(self) -> Session:
-        self._tokens.append(_active.set((*_active.get(), self)))
+        self._depth += 1
+        _active.set((*_active.get(), self))
         return self
 
     def __exit__(
@@ -99,9 +126,15 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _active.reset(self._tokens.pop())
-        for tracker in self._trackers.values():
-            _free(tracker)
+        # Sessions that generators or tasks hold open may end in any order.
+        active = _active.get()
+        if self in active:
+            last = len(active) - 1 - active[::-1].index(self)
+            _active.set((*active[:last], *active[last + 1 :]))
+        self._depth -= 1
+        if self._depth == 0:
+            for tracker in self._trackers():
+                tracker.end()
 
 
 def session(
@@ -122,14 +155,6 @@ def session(
     return Session(model, timesteps=timesteps)
 
 
-def _free(tracker: Tracker) -> None:
-    """Let go of state tensors and conditions; the counters stay for :meth:`Session.summary`."""
-    if tracker.generation is not None:
-        for lane in tracker.generation.lanes:
-            lane.state = {}
-            lane.context = {}
-
-
 def _tensors(model: torch.nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 
@@ -145,8 +170,8 @@ def current(weights: Sequence[torch.Tensor]) -> Session:
     holder: Any = threading.current_thread()
     if asyncio._get_running_loop() is not None:
         holder = asyncio.current_task() or holder
-    with _defaults_lock:
-        found = _defaults.get(holder)
-        if found is None:
-            found = _defaults[holder] = Session()
-    return found
+    found = _default.get()
+    if found is None or found[0]() is not holder:  # a copied context brings its parent's along
+        found = (weakref.ref(holder), Session())
+        _default.set(found)
+    return found[1]

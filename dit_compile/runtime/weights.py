@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dit_compile.runtime.held import version_of
+
 _SAMPLE = 32
 
 
@@ -22,19 +24,30 @@ class _Seen:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> _Seen:
-        return cls(weakref.ref(tensor), tensor.data_ptr(), _version(tensor))
+        return cls(weakref.ref(tensor), tensor.data_ptr(), version_of(tensor))
 
     def still(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is the same object, with the same storage and version."""
         return (
             self.tensor() is tensor
             and self.address == tensor.data_ptr()
-            and self.version == _version(tensor)
+            and self.version == version_of(tensor)
         )
 
 
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+@dataclass(frozen=True)
+class _Derived:
+    """Derived values and what their sources looked like before they were read."""
+
+    sources: tuple[_Seen, ...]
+    sample: torch.Tensor
+    values: tuple[torch.Tensor, ...]
+
+    def fresh(self, sources: Sequence[torch.Tensor], check_content: bool) -> bool:
+        """Whether the values are those of ``sources`` still."""
+        return all(map(_Seen.still, self.sources, sources)) and (
+            not check_content or torch.equal(self.sample, _sample(sources))
+        )
 
 
 class DerivedWeights:
@@ -51,9 +64,7 @@ class DerivedWeights:
     def __init__(self, compute: Callable[..., Sequence[torch.Tensor]]) -> None:
         self._compute = compute
         self._lock = threading.Lock()
-        self._seen: tuple[_Seen, ...] = ()
-        self._sample: torch.Tensor | None = None
-        self._values: tuple[torch.Tensor, ...] = ()
+        self._kept: _Derived | None = None  # replaced as a whole, so that it can be read unlocked
         self.rebuilds = 0
 
     def get(
@@ -65,35 +76,28 @@ class DerivedWeights:
             sources: the weights that the graph reads, in order.
             check_content: compare a sample of the content as well.
         """
-        if self._fresh(sources, check_content):
-            return self._values
+        kept = self._kept
+        if kept is not None and kept.fresh(sources, check_content):
+            return kept.values
         with self._lock, torch.no_grad():
-            if not self._fresh(sources, check_content):
-                self._values = tuple(value.detach() for value in self._compute(*sources))
-                self._sample = _sample(sources)
-                self._seen = tuple(map(_Seen.of, sources))
+            kept = self._kept
+            if kept is None or not kept.fresh(sources, check_content):
+                seen, sample = tuple(map(_Seen.of, sources)), _sample(sources)
+                values = tuple(value.detach() for value in self._compute(*sources))
+                self._kept = kept = _Derived(seen, sample, values)
                 self.rebuilds += 1
-            return self._values
+            return kept.values
 
     def invalidate(self) -> None:
         """Forget everything; the next call computes anew."""
         with self._lock:
-            self._seen = ()
+            self._kept = None
 
     def reads_any(self, identities: Collection[int]) -> bool:
         """Whether a source is one of the tensors with these ``id``s."""
-        sources = (seen.tensor() for seen in self._seen)
+        kept = self._kept
+        sources = [seen.tensor() for seen in kept.sources] if kept is not None else []
         return any(id(source) in identities for source in sources if source is not None)
-
-    def _fresh(self, sources: Sequence[torch.Tensor], check_content: bool) -> bool:
-        seen = self._seen
-        if len(seen) != len(sources):
-            return False
-        if not all(map(_Seen.still, seen, sources)):
-            return False
-        return not check_content or (
-            self._sample is not None and torch.equal(self._sample, _sample(sources))
-        )
 
 
 def _sample(sources: Sequence[torch.Tensor]) -> torch.Tensor:

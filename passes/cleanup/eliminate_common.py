@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from dit_compile.ir.memory import would_share
 from dit_compile.ir.program import Program
-from dit_compile.ir.purity import is_pure
+from dit_compile.ir.purity import is_pure, names_sizes
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -20,7 +21,8 @@ class EliminateCommon(Pass):
 
     Before:  %a = aten.silu(%c); %b = aten.silu(%c)
     After:   %a = aten.silu(%c), read in both places
-    Fires only if: same operator and arguments, nothing written, nothing random.
+    Fires only if: same operator and arguments, nothing written, nothing random, not both returned
+    to the caller, no size that only the data tells.
     """
 
     name: ClassVar[str] = "eliminate-common"
@@ -31,11 +33,15 @@ class EliminateCommon(Pass):
         for graph in rw.graphs():
             first: dict[Any, fx.Node] = {}
             for node in list(graph.nodes):
-                if not is_pure(node):
+                if not is_pure(node) or names_sizes(node):
                     continue
                 key = _key(node)
                 known = first.setdefault(key, node)
-                if known is not node:
+                if known is node:
+                    continue
+                if shared := would_share(node, known):
+                    rw.miss(node, shared, known)
+                else:
                     rw.begin(node)
                     rw.replace(node, known)
 

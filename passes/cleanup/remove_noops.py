@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from dit_compile.ir.fake import mismatch
+from dit_compile.ir.memory import would_share
 from dit_compile.ir.program import Program
 from dit_compile.ir.purity import is_idle_dropout
 from dit_compile.pipeline.base import Kind, Pass
@@ -25,7 +26,7 @@ class RemoveNoops(Pass):
     Before:  %a = aten.dropout(%x, 0.0, False); %b = aten.div(%a, 1.0); %c = aten.linear(%b, @w)
     After:   %c = aten.linear(%x, @w)
     Fires only if: shape, dtype, device and, for copies, layout of the result are the argument's;
-    an argument of the program is never returned in place of a copy of it.
+    a copy stays where the caller would get memory of an input or of another result in its place.
     """
 
     name: ClassVar[str] = "remove-noops"
@@ -43,15 +44,11 @@ class RemoveNoops(Pass):
                     continue
                 if not rule(node) or mismatch(node.meta["val"], source.meta["val"]):
                     continue
-                if _would_alias_result(node, source):
-                    rw.miss(node, "the caller would get an input itself, not a copy", source)
+                if shared := would_share(node, source):
+                    rw.miss(node, shared, source)
                     continue
                 rw.begin(node)
                 rw.replace(node, source)
-
-
-def _would_alias_result(node: fx.Node, source: fx.Node) -> bool:
-    return source.op == "placeholder" and any(user.op == "output" for user in node.users)
 
 
 def _always(node: fx.Node) -> bool:

@@ -9,6 +9,8 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from dit_compile.errors import PipelineError
+from dit_compile.ir.memory import is_returned
 from dit_compile.ir.origin import origin_of
 from dit_compile.ir.program import Program
 from dit_compile.pipeline.base import Kind, Pass
@@ -23,7 +25,8 @@ class FuseQKV(Pass):
 
     Before:  %q = aten.linear(%x, @wq); %k = aten.linear(%x, @wk); %v = aten.linear(%x, @wv)
     After:   %qkv = aten.linear(%x, @wq|wk|wv); %q, %k, %v = aten.split_with_sizes(%qkv, ...)
-    Fires only if: same input node, same block, same dtype, weights known, all or none have a bias.
+    Fires only if: same input node, same block, same dtype, weights known, result not returned to
+    the caller; linears with a bias and linears without one are merged apart.
 
     Attributes:
         min_siblings: the fewest linears that are worth merging.
@@ -34,40 +37,48 @@ class FuseQKV(Pass):
     bakes_weights: ClassVar[bool] = True
     min_siblings: int = 2
 
+    def __post_init__(self) -> None:
+        if self.min_siblings < 2:
+            raise PipelineError(
+                f"fuse-qkv: min-siblings must be at least 2, not {self.min_siblings}"
+            )
+
     def run(self, program: Program, rw: Rewriter) -> None:
         """Merge each group of sibling linears."""
         for graph in rw.graphs():
             for siblings in _siblings(graph):
-                fusable = self._fusable(siblings, program, rw)
-                if len(fusable) >= self.min_siblings:
-                    _merge(fusable, rw)
+                if len(siblings) >= self.min_siblings:
+                    for group in self._groups(siblings, program, rw):
+                        _merge(group, rw)
 
-    def _fusable(self, siblings: list[fx.Node], program: Program, rw: Rewriter) -> list[fx.Node]:
-        """The siblings that can be merged; why the others cannot is recorded."""
-        if len(siblings) < self.min_siblings:
-            return []
-        known = []
+    def _groups(
+        self, siblings: list[fx.Node], program: Program, rw: Rewriter
+    ) -> list[list[fx.Node]]:
+        """The siblings to merge, with and without a bias apart; why the others stay is recorded."""
+        biased, bare = [], []
         for node in siblings:
             unknown = next((p for p in _parameters(node) if not program.is_weight(p)), None)
-            if unknown is None:
-                known.append(node)
-            else:
+            if unknown is not None:
                 rw.miss(node, "the weight is computed, not a parameter", unknown)
-        biased = [node for node in known if len(_parameters(node)) == 2]
-        if biased and len(biased) < len(known):
-            bare = next(node for node in known if node not in biased)
-            rw.miss(bare, "some of the linears have a bias and some have none", biased[0])
-            plain = [node for node in known if node not in biased]
-            known = max(biased, plain, key=len)
-        return known
+            elif is_returned(node):
+                rw.miss(node, "the caller would get a slice of the merged result")
+            elif len(_parameters(node)) == 2:
+                biased.append(node)
+            else:
+                bare.append(node)
+        for few, others in ((biased, bare), (bare, biased)):
+            for node in few if others and len(few) < self.min_siblings else ():
+                rw.miss(node, "some of the linears have a bias and some have none", others[0])
+        return [group for group in (biased, bare) if len(group) >= self.min_siblings]
 
 
 def _siblings(graph: fx.Graph) -> list[list[fx.Node]]:
-    """Linears grouped by input, weight dtype and block, in graph order."""
+    """Linears with a matrix for a weight, by input, weight dtype and block, in graph order."""
     groups: dict[tuple[object, ...], list[fx.Node]] = {}
     for node in graph.find_nodes(op="call_function", target=aten.linear.default):
         weight = node.args[1].meta["val"]
-        groups.setdefault((node.args[0], weight.dtype, _block(node)), []).append(node)
+        if weight.dim() == 2:
+            groups.setdefault((node.args[0], weight.dtype, _block(node)), []).append(node)
     return list(groups.values())
 
 
