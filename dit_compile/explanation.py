@@ -18,6 +18,7 @@ from dit_compile.analysis.step_cost import StepCost
 from dit_compile.analysis.tokens import describe_tokens, find_tokens
 from dit_compile.capture.export import capture_module
 from dit_compile.errors import AnalysisError, OptionError, suggest
+from dit_compile.ir.fake import is_operator
 from dit_compile.ir.fingerprint import fingerprint
 from dit_compile.ir.program import Binding, InputKind, Program
 from dit_compile.pipeline.instruments import (
@@ -166,7 +167,7 @@ def example_inputs(
 def analyse(program: Program) -> dict[str, Any]:
     """What the analyses find in a captured Program, as plain data."""
     structure = find_structure(program)
-    times = [time for node, time in node_bindings(program).items() if node.op == "call_function"]
+    times = [time for node, time in node_bindings(program).items() if is_operator(node)]
     counts = {str(binding): times.count(binding) for binding in Binding}
     try:
         tokens: dict[str, Any] = describe_tokens(find_tokens(program))

@@ -16,7 +16,7 @@ from dit_compile import config
 from dit_compile.analysis.binding import settle
 from dit_compile.backends.base import Backend
 from dit_compile.capture.dynamo import capture_dynamo
-from dit_compile.errors import DitcWarning, OptionError, suggest
+from dit_compile.errors import BindingError, DitcWarning, OptionError, suggest
 from dit_compile.ir.program import Program
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Pipeline, PipelineRun
@@ -106,7 +106,7 @@ def ditc(
         mode: torch.compile's mode; ditc has presets in its place.
 
     Raises:
-        OptionError, PipelineError, UnsupportedTorchError: the call itself is wrong.
+        OptionError, PipelineError, BindingError, UnsupportedTorchError: the call itself is wrong.
         DitcError: with ``strict``, any failure.
     """
     check_torch()
@@ -118,7 +118,7 @@ def ditc(
     pipeline = parsed.pipeline()
     try:
         return build(module, pipeline, parsed)
-    except (TensorifyScalarRestartAnalysis, OptionError):
+    except (TensorifyScalarRestartAnalysis, OptionError, BindingError):
         raise
     except Exception as error:
         if parsed.strict:

@@ -39,9 +39,9 @@ def timestep_candidates(program: Program) -> tuple[str, ...]:
     """Names of user inputs that look like a timestep, in input order.
 
     A candidate is a scalar, ``[B]`` or ``[B, N]`` input that feeds both a sine and a cosine of
-    itself times frequencies, whose result is then *embedded by a linear*. Rotary position ids feed
-    sines and cosines too, but those multiply queries and keys. A guidance scale, or a size given
-    as a condition, cannot be told from a timestep by structure; see :func:`settle`.
+    itself times frequencies, whose result then reaches a matrix product. Rotary position ids feed
+    sines and cosines too, but mostly reach a fused attention first. A guidance scale, or a size
+    given as a condition, cannot be told from a timestep by structure; see :func:`settle`.
     """
     found = []
     for node in placeholders(program.main):
@@ -63,6 +63,24 @@ def _is_embedded_angle(start: fx.Node) -> bool:
         any(node.target in _EMBEDS for node in _reach(angle, stop=_EMBEDS | _mixing()))
         for angle in angles
     )
+
+
+def _is_embedded_alone(program: Program, start: fx.Node) -> bool:
+    """Whether the first product that the angles of ``start`` reach reads no other input.
+
+    The sine of a position, in contrast, meets the stream before any product does.
+    """
+    others: set[fx.Node] = set()
+    for node in program.main.nodes:
+        if node.op == "placeholder":
+            if node is not start and not program.is_weight(node):
+                others.add(node)
+        elif not isinstance(node.meta.get("val"), (torch.SymInt, int)) and not others.isdisjoint(
+            node.all_input_nodes
+        ):
+            others.add(node)
+    reached = _reach(start, stop=_EMBEDS | _mixing())
+    return any(node.target in _EMBEDS and node not in others for node in reached)
 
 
 def _mixing() -> set[object]:
@@ -88,8 +106,8 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
     """Set the bindings of user inputs from structure and declaration, in place.
 
     An input that nothing settles stays ``LATENT`` and unsettled, which is never wrong, only
-    slower. One timestep candidate settles itself; among several, the caller or what changes from
-    call to call decides.
+    slower. One timestep candidate that a linear embeds by itself settles itself; among several, the
+    caller or what changes from call to call decides.
 
     Args:
         program: the Program.
@@ -99,7 +117,7 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
         BindingError: an unknown argument or binding.
     """
     candidates = timestep_candidates(program)
-    if len(candidates) == 1:
+    if len(candidates) == 1 and _is_embedded_alone(program, _placeholder(program, candidates[0])):
         program.bind(candidates[0], Binding.TIMESTEP)
     latent = _denoised(program)
     if latent is not None:
@@ -123,6 +141,10 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
                 "choose invariant"
             )
         program.bind(users[path].name, binding)
+
+
+def _placeholder(program: Program, name: str) -> fx.Node:
+    return next(node for node in placeholders(program.main) if node.target == name)
 
 
 def _denoised(program: Program) -> str | None:

@@ -219,10 +219,13 @@ def symbol_hints(graph: fx.Graph) -> dict[sympy.Symbol, int]:
 
 def _traced_sizes(size: torch.SymInt) -> Iterator[tuple[sympy.Symbol, int]]:
     environment = size.node.shape_env
-    values = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+    new = hasattr(environment, "backed_var_to_val")  # torch 2.11 has the old name alone
+    values = environment.backed_var_to_val if new else environment.var_to_val
     for symbol in size.node.expr.free_symbols:
         if symbol in values:
             yield symbol, int(values[symbol])
+        elif (most := environment.var_to_range[symbol].upper).is_Integer:
+            yield symbol, int(most)  # a size that only the data tells: what it can be at most
 
 
 # --- lower bound on time ---------------------------------------------------------------------

@@ -145,10 +145,15 @@ def measure_roofline(
 
 
 def _checked(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        raise AnalysisError(f"rooflines are measured on cpu and cuda devices, not on {device.type}")
-    return device
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise AnalysisError(f"rooflines are measured on cpu and cuda devices, not on {device}")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise AnalysisError("this torch sees no CUDA device; measure with --device cpu")
+    return found
 
 
 def _products(

@@ -30,6 +30,7 @@ from dit_compile.ir.fake import leaves
 from dit_compile.ir.program import output_args, placeholders
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_functional: Any = torch  # the functionalization calls below are not in torch's stubs
 _KEPT = ("nn_module_stack", "stack_trace")
 
 
@@ -110,8 +111,9 @@ class _Expander:
             raise NotLocalError(f"{target} is a nested graph")
         name = target if owner is self.module else f"_constant_{len(self.attributes)}"
         self.attributes[name] = value
-        fake = value if isinstance(value, FakeTensor) else self.mode.from_tensor(value)
-        return self._enter(self.graph.get_attr(name), fake)
+        if not isinstance(value, FakeTensor):
+            value = self.mode.from_tensor(value, static_shapes=True)
+        return self._enter(self.graph.get_attr(name), value)
 
     def _mapped(self, arg: Any) -> Any:
         """An argument with each old node replaced by what it became, maybe a structure."""
@@ -205,15 +207,16 @@ def _wrap(value: Any) -> Any:
 def _unwrap(value: Any) -> Any:
     if not isinstance(value, FunctionalTensor):
         return value
-    torch._sync(value)
-    return torch._from_functional_tensor(value.elem)
+    _functional._sync(value)
+    return _functional._from_functional_tensor(value.elem)
 
 
 def _written(value: FunctionalTensor) -> bool:
-    torch._sync(value)
-    return torch._functionalize_has_data_mutation(
-        value.elem
-    ) or torch._functionalize_has_metadata_mutation(value.elem)
+    _functional._sync(value)
+    return bool(
+        _functional._functionalize_has_data_mutation(value.elem)
+        or _functional._functionalize_has_metadata_mutation(value.elem)
+    )
 
 
 def _callable(node: fx.Node) -> Callable[..., Any]:
@@ -260,8 +263,11 @@ def _distinct_nodes(arg: Any) -> list[fx.Node]:
 def _key(node: fx.Node, args: Any, kwargs: Any, inputs: Sequence[fx.Node]) -> Any:
     """What two calls must share to expand alike."""
     position = {old: i for i, old in enumerate(inputs)}
-    marked = fx.map_arg((args, kwargs), lambda old: _Marker(position[old], _facts(_value(old))))
-    return node.op, node.target, repr(marked)
+
+    def mark(old: fx.Node) -> Any:
+        return _Marker(position[old], _facts(_value(old)))
+
+    return node.op, node.target, repr(fx.map_arg((args, kwargs), mark))
 
 
 @dataclass(frozen=True)

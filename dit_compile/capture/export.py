@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,9 +56,11 @@ def capture_module(
     kwargs = dict(kwargs or {})
     training = records_gradients([*model.parameters(), *pytree.tree_leaves((args, kwargs))])
     try:
-        exported = torch.export.export(
-            model, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False
-        ).run_decompositions({})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec", FutureWarning)
+            exported = torch.export.export(
+                model, tuple(args), kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            ).run_decompositions({})
     except Exception as error:  # torch.export raises many unrelated types
         reason = str(error).strip().splitlines()
         raise CaptureError(

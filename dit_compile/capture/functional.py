@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +12,19 @@ import torch
 from torch import fx
 from torch._functorch.aot_autograd import aot_export_module
 from torch._guards import TracingContext
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensorMode
 
+from dit_compile.capture.autocast import ENTER, EXIT, entering, make_casts_explicit
 from dit_compile.capture.expand import NotLocalError, expand
 from dit_compile.errors import CaptureError
-from dit_compile.ir.fake import evaluate, leaves
+from dit_compile.ir.fake import evaluate
 from dit_compile.ir.program import output_node
 
 aten = torch.ops.aten
 
 _ASSERTS = {aten._assert_tensor_metadata.default, aten._assert_async.msg}
-_AUTOCAST = {torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast}
-_NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
-_INLINED = {_NO_GRAD, torch.ops.higher_order.wrap_with_autocast}
-#: Metadata of a node from an inlined region: whether autograd records it.
-_RECORDED = "recorded"
+_WITH_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+_INLINED = {torch.ops.higher_order.wrap_with_set_grad_enabled, _WITH_AUTOCAST}
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def trace(module: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode) ->
         except NotLocalError:
             pass  # slower, and sees the graph as one
         traced, signature = aot_export_module(
-            _entering_autocast(module), list(fakes), trace_joint=False, pre_dispatch=True
+            entering(module), list(fakes), trace_joint=False, pre_dispatch=True
         )
     lifted = (*signature.parameters, *signature.buffers)
     if signature.buffers_to_mutate:
@@ -81,33 +78,6 @@ def trace(module: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode) ->
     mutated = tuple(position[name] for name in signature.user_inputs_to_mutate.values())
     assert isinstance(traced, fx.GraphModule)
     return Traced(traced, lifted, mutated)
-
-
-def _entering_autocast(module: fx.GraphModule) -> fx.GraphModule:
-    """``module``, or a copy in which autocast is really entered where Dynamo's graph says so.
-
-    A pre-dispatch trace only records the functions that Dynamo writes, and would go on without
-    autocast; ``torch.autocast`` itself is recorded *and* has its effect.
-    """
-    if not any(node.target in _AUTOCAST for node in module.graph.nodes):
-        return module
-    effects = {
-        torch.amp.autocast_mode._enter_autocast: _enter_autocast,
-        torch.amp.autocast_mode._exit_autocast: _exit_autocast,
-    }
-    copy = fx.GraphModule(module, deepcopy(module.graph))
-    for node in copy.graph.nodes:
-        node.target = effects.get(node.target, node.target)
-    copy.recompile()
-    return copy
-
-
-def _enter_autocast(*settings: Any) -> torch.autocast:
-    return torch.autocast(*settings).__enter__()
-
-
-def _exit_autocast(region: torch.autocast) -> None:
-    region.__exit__(None, None, None)
 
 
 def tidy(module: fx.GraphModule, mode: FakeTensorMode, *, training: bool) -> None:
@@ -120,8 +90,7 @@ def tidy(module: fx.GraphModule, mode: FakeTensorMode, *, training: bool) -> Non
     _inline_mode_regions(module)
     _erase_assertions(module.graph)
     _name_values(module.graph, mode)
-    if _uses_autocast(module.graph):
-        _make_casts_explicit(module.graph, mode)
+    make_casts_explicit(module.graph, mode)
     _make_detached_explicit(module.graph, mode, training=training)
     _replace_copies(module.graph, mode)
     module.graph.lint()
@@ -146,6 +115,8 @@ def _inline(module: fx.GraphModule, call: fx.Node) -> None:
     inputs = body.graph.find_nodes(op="placeholder")
     mapping: dict[fx.Node, Any] = dict(zip(inputs, call.args[at + 1 :], strict=True))
     with graph.inserting_before(call):
+        if call.target is _WITH_AUTOCAST:
+            region = graph.call_function(ENTER, call.args[:at])
         for inner in body.graph.nodes:
             if inner.op == "get_attr":
                 name = f"{handle.target}_{inner.target}".replace(".", "_")
@@ -154,8 +125,8 @@ def _inline(module: fx.GraphModule, call: fx.Node) -> None:
                 mapping[inner].meta.update(inner.meta)
             elif inner.op == "call_function":
                 mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
-                if call.target is _NO_GRAD:
-                    mapping[inner].meta.setdefault(_RECORDED, call.args[0])
+        if call.target is _WITH_AUTOCAST:
+            graph.call_function(EXIT, (region,))
     results: Any = fx.map_arg(output_node(body.graph).args[0], mapping.__getitem__)
     if isinstance(results, fx.Node):
         results = (results,)
@@ -187,7 +158,7 @@ def _make_detached_explicit(graph: fx.Graph, mode: FakeTensorMode, *, training: 
             recording = bool(node.args[0])
             graph.erase_node(node)
         else:
-            recorded[node] = node.meta.pop(_RECORDED, recording or node.op == "output")
+            recorded[node] = recording or node.op == "output"
     if not training:
         return
     for node, kept in recorded.items():
@@ -225,64 +196,6 @@ def _is_operator(node: fx.Node) -> bool:
         torch.sym_min,
         torch.sym_float,
     }
-
-
-def _uses_autocast(graph: fx.Graph) -> bool:
-    ambient = torch.is_autocast_enabled("cpu") or (
-        torch.cuda.is_available() and torch.is_autocast_enabled("cuda")
-    )
-    return ambient or any(node.target in _AUTOCAST for node in graph.nodes)
-
-
-def _make_casts_explicit(graph: fx.Graph, mode: FakeTensorMode) -> None:
-    """Under autocast an operator's recorded result may have another dtype than its arguments give.
-
-    Each node is evaluated again with autocast off; where the dtype differs, its floating-point
-    arguments are cast to the recorded one, which is what autocast's own wrappers do.
-    """
-    for node in list(graph.nodes):
-        if node.target in _AUTOCAST:
-            continue
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        want = next((v.dtype for v in leaves(node.meta["val"]) if isinstance(v, FakeTensor)), None)
-        if (
-            want is None
-            or not want.is_floating_point
-            or _dtype_without_autocast(node, mode) == want
-        ):
-            continue
-
-        def cast(arg: fx.Node, to: torch.dtype = want, at: fx.Node = node) -> fx.Node:
-            value = arg.meta["val"]
-            if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
-                return arg
-            if value.dtype == to:
-                return arg
-            with graph.inserting_before(at):
-                new = graph.call_function(aten._to_copy.default, (arg,), {"dtype": to})
-            new.meta.update({k: v for k, v in at.meta.items() if k != "val"})
-            new.meta["val"] = evaluate(new, mode)
-            return new
-
-        node.args = fx.map_arg(node.args, cast)
-        node.kwargs = fx.map_arg(node.kwargs, cast)
-        if _dtype_without_autocast(node, mode) != want:
-            raise CaptureError(f"cannot make autocast explicit for {node.target} (%{node.name})")
-    for node in reversed(list(graph.nodes)):
-        if node.target in _AUTOCAST:
-            graph.erase_node(node)
-
-
-def _dtype_without_autocast(node: fx.Node, mode: FakeTensorMode) -> torch.dtype | None:
-    with contextlib.ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        try:
-            value = evaluate(node, mode)
-        except (RuntimeError, TypeError):  # mixed dtypes that only autocast accepts
-            return None
-    return next((v.dtype for v in leaves(value) if isinstance(v, torch.Tensor)), None)
 
 
 def _replace_copies(graph: fx.Graph, mode: FakeTensorMode) -> None:

@@ -7,6 +7,6 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    from dit_compile.cli.main import run
+    from dit_compile.cli.parser import run
 
     return run(argv)

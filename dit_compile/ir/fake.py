@@ -134,6 +134,11 @@ def mismatch(expected: Any, actual: Any) -> str | None:
     return None
 
 
+def is_operator(node: fx.Node) -> bool:
+    """Whether ``node`` computes something; picking one of several results does not."""
+    return node.op == "call_function" and not is_getitem(node)
+
+
 def is_getitem(node: fx.Node) -> bool:
     """Whether ``node`` picks one result of an operator with several."""
     return node.op == "call_function" and node.target is operator.getitem

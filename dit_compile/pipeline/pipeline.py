@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dit_compile.errors import DitcError, PassError, PipelineError, VerificationError
+from dit_compile.ir.fake import is_operator
 from dit_compile.ir.fingerprint import computation, fingerprint
 from dit_compile.ir.program import Program
 from dit_compile.pipeline import text
@@ -229,8 +230,8 @@ def _in_context(error: Exception, item: Pass, pipeline: Pipeline, position: int)
 
 
 def count_nodes(program: Program) -> int:
-    """Operators in the main graph."""
-    return sum(node.op == "call_function" for node in program.main.nodes)
+    """Operators of the main graph; picking one of several results is not an operator."""
+    return sum(map(is_operator, program.main.nodes))
 
 
 def _expand(items: Iterable[text.Item]) -> Iterator[Pass]:

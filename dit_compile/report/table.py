@@ -84,8 +84,9 @@ def cost_cell(record: PassRecord) -> str:
     before, after = costs
     assert isinstance(before, StepCost)
     assert isinstance(after, StepCost)
-    if abs(after.flops - before.flops) >= 0.005 * before.flops:
-        return f"{flops(after.flops - before.flops, signed=True)}"
+    computed = after.flops - before.flops
+    if computed and abs(computed) >= 0.005 * before.flops:
+        return flops(computed, signed=True)
     moved = after.bytes_moved - before.bytes_moved
     return f"{moved / 1e6:+.1f} MB moved" if abs(moved) >= 5e4 else "-"
 

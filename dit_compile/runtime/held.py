@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dit_compile.runtime.identity import version_of
+
 #: Tensors up to this many elements are compared by content where identity does not settle it; the
 #: embeddings of two prompts of 512 tokens are among them.
 _COMPARED = 1 << 22
@@ -46,11 +48,6 @@ class Held:
             if _same_memory(old, value):
                 return version_of(value) == self.version
         return value.numel() <= _COMPARED and bool(torch.equal(old, value))
-
-
-def version_of(tensor: torch.Tensor) -> int | None:
-    """Version counter of a tensor; inference tensors have none."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def _same_memory(old: torch.Tensor, new: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ import torch
 
 from dit_compile.errors import SessionError
 from dit_compile.runtime.generation import Tracker
+from dit_compile.runtime.identity import Identity
 
 if TYPE_CHECKING:
     from dit_compile.runtime.compiled import CompiledProgram
@@ -30,14 +31,14 @@ _default: ContextVar[tuple[weakref.ref[Any], Session] | None] = ContextVar(
 class _Followed:
     """The calls of one Program on one set of weights: models of a class may share a Program."""
 
-    weights: tuple[weakref.ref[torch.Tensor], ...]
+    weights: tuple[Identity, ...]
     tracker: Tracker
 
     def serves(self, weights: Sequence[torch.Tensor]) -> bool:
-        return all(ref() is weight for ref, weight in zip(self.weights, weights, strict=True))
+        return all(seen.is_of(weight) for seen, weight in zip(self.weights, weights, strict=True))
 
     def alive(self) -> bool:
-        return all(ref() is not None for ref in self.weights)
+        return not any(seen.gone for seen in self.weights)
 
 
 class Session:
@@ -94,7 +95,7 @@ class Session:
             self.timesteps, clock=program.clock, loud=program.program.schedule.stateful
         )
         kept = [item for item in followed if item.alive()]
-        followed[:] = [*kept, _Followed(tuple(map(weakref.ref, weights)), tracker)]
+        followed[:] = [*kept, _Followed(tuple(map(Identity.of, weights)), tracker)]
         return tracker
 
     def summary(self) -> dict[str, int]:

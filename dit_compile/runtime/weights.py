@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from dit_compile.runtime.held import version_of
+from dit_compile.runtime.identity import Identity, version_of
 
 _SAMPLE = 32
 
@@ -18,21 +17,16 @@ _SAMPLE = 32
 class _Seen:
     """What a weight looked like when it was last read."""
 
-    tensor: weakref.ref[torch.Tensor]
-    address: int
+    identity: Identity
     version: int | None
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> _Seen:
-        return cls(weakref.ref(tensor), tensor.data_ptr(), version_of(tensor))
+        return cls(Identity.of(tensor), version_of(tensor))
 
     def still(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is the same object, with the same storage and version."""
-        return (
-            self.tensor() is tensor
-            and self.address == tensor.data_ptr()
-            and self.version == version_of(tensor)
-        )
+        return self.version == version_of(tensor) and self.identity.is_of(tensor)
 
 
 @dataclass(frozen=True)
@@ -96,8 +90,9 @@ class DerivedWeights:
     def reads_any(self, identities: Collection[int]) -> bool:
         """Whether a source is one of the tensors with these ``id``s."""
         kept = self._kept
-        sources = [seen.tensor() for seen in kept.sources] if kept is not None else []
-        return any(id(source) in identities for source in sources if source is not None)
+        return kept is not None and any(
+            seen.identity.object in identities and not seen.identity.gone for seen in kept.sources
+        )
 
 
 def _sample(sources: Sequence[torch.Tensor]) -> torch.Tensor:

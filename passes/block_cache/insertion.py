@@ -6,7 +6,7 @@ site that is reused becomes a state input, and dead-code elimination takes away 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -62,7 +62,7 @@ def add_state_outputs(program: Program, sites: Sequence[Site]) -> dict[str, str]
 
 
 def make_variant(
-    program: Program, name: str, reused: Collection[Site], names: dict[str, str]
+    program: Program, name: str, reused: Sequence[Site], names: dict[str, str]
 ) -> None:
     """Add the graph ``name``: the main graph with ``reused`` sites read from state.
 
@@ -78,7 +78,7 @@ def make_variant(
         if output.kind is not OutputKind.STATE
     ]
     output_node(graph).args = (tuple(value for _, value in outputs),)
-    for site in reused:
+    for site in reversed(reused):  # each goes first, so that they stand in order
         old = by_name[site.node.name]
         with graph.inserting_before(next(iter(graph.nodes))):
             new = graph.placeholder(names[site.path])

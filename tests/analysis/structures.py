@@ -121,8 +121,10 @@ class PreNorm(nn.Module):
         super().__init__()
         self.order = order
         self.branches = nn.ModuleDict(
-            {f"{i}{kind}": MLP(hidden=hidden) if kind == "m" else Attention()
-             for i, kind in enumerate(order)}
+            {
+                f"{i}{kind}": MLP(hidden=hidden) if kind == "m" else Attention()
+                for i, kind in enumerate(order)
+            }
         )
         self.norm = nn.LayerNorm(16, eps=eps)
 

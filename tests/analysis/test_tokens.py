@@ -18,21 +18,19 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from dit_compile.analysis import sizes as engine
 from dit_compile.analysis import tokens as module_under_test
-from dit_compile.analysis.tokens import (
+from dit_compile.analysis.sizes import (
     Size,
-    Tokens,
     const,
     cut,
-    describe_tokens,
     divide,
-    find_tokens,
-    infer_sizes,
     product,
     regroup,
     size_rule,
     total,
 )
+from dit_compile.analysis.tokens import Tokens, describe_tokens, find_tokens, infer_sizes
 from dit_compile.capture.export import capture_module
 from dit_compile.errors import AnalysisError, CaptureError
 from dit_compile.ir.program import MAIN, Binding, Input, InputKind, Output, OutputKind, Program
@@ -261,10 +259,24 @@ VIDEO = {"hidden_states": [0, 2, 3, 4], "timestep": [0], "encoder_hidden_states"
     ("build", "shapes"),
     [
         (dit, {"hidden_states": [0], "timestep": [0], "class_labels": [0]}),
-        (sd3, {"hidden_states": [0, 2, 3], "timestep": [0], "encoder_hidden_states": [0, 1],
-               "pooled_projections": [0]}),
-        (sd3, {"hidden_states": [2], "timestep": [], "encoder_hidden_states": [],
-               "pooled_projections": []}),
+        (
+            sd3,
+            {
+                "hidden_states": [0, 2, 3],
+                "timestep": [0],
+                "encoder_hidden_states": [0, 1],
+                "pooled_projections": [0],
+            },
+        ),
+        (
+            sd3,
+            {
+                "hidden_states": [2],
+                "timestep": [],
+                "encoder_hidden_states": [],
+                "pooled_projections": [],
+            },
+        ),
         pytest.param(wan, VIDEO, marks=pytest.mark.slow),
         pytest.param(latte, VIDEO, marks=pytest.mark.slow),
     ],
@@ -305,8 +317,9 @@ def test_derived_dimensions_of_a_trace() -> None:
             return tokens.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
     half = torch.export.Dim("half", min=2, max=64)
-    program = capture_module(Patches(), (torch.randn(2, 4, 6, 10),),
-                             dynamic_shapes=({2: 2 * half, 3: AUTO},))
+    program = capture_module(
+        Patches(), (torch.randn(2, 4, 6, 10),), dynamic_shapes=({2: 2 * half, 3: AUTO},)
+    )
     still = find_tokens(capture_module(Patches(), (torch.randn(2, 4, 6, 10),)))
     moving = find_tokens(program)
     assert str(still.count) == str(moving.count) == "H*W/4"
@@ -318,10 +331,11 @@ def test_a_trace_that_says_otherwise_is_reported(monkeypatch: pytest.MonkeyPatch
         def forward(self, x: Tensor) -> Tensor:
             return x.transpose(1, 2).sin()
 
-    program = capture_module(Transposed(), (torch.randn(2, 6, 6),),
-                             dynamic_shapes=({1: AUTO, 2: AUTO},))
+    program = capture_module(
+        Transposed(), (torch.randn(2, 6, 6),), dynamic_shapes=({1: AUTO, 2: AUTO},)
+    )
     # a wrong rule that fits the numbers
-    monkeypatch.setitem(module_under_test._RULES, "transpose", lambda run, call: call.first)
+    monkeypatch.setitem(engine.RULES, "transpose", lambda run, call: call.first)
     misses = find_tokens(program).misses
     reasons = [miss.reason for miss in misses]
     assert reasons == ["inferred x_1, traced x_2", "inferred x_2, traced x_1"]
@@ -621,7 +635,7 @@ def test_unknown_operator_beside_the_tokens_is_reported() -> None:
 def test_rules_are_registered_and_held_against_the_real_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(module_under_test._RULES, "im2col", None)  # undone at the end
+    monkeypatch.setitem(engine.RULES, "im2col", None)  # undone at the end
 
     def found() -> list[str]:
         program = program_of(lambda x: F.unfold(x, 2, stride=2), x)

@@ -61,9 +61,14 @@ def build(case: Case, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.M
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast in place to the dtypes that `from_pretrained(torch_dtype=dtype)` leaves."""
     keep = getattr(model, "_keep_in_fp32_modules", None)
-    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
-    if keep is not None:
-        tensors = model.state_dict(keep_vars=True)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not set(keep or ()).intersection(name.split(".")):
-            tensor.data = tensor.data.to(dtype)
+    saved = model.state_dict()
+    for path, module in model.named_modules():
+        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+            full = f"{path}.{name}".lstrip(".")
+            kept = keep is not None and (full not in saved or {*keep} & {*full.split(".")})
+            if tensor is None or not tensor.is_floating_point() or kept:
+                continue
+            if name in module._buffers:
+                module._buffers[name] = tensor.to(dtype)  # it may be a view of another tensor
+            else:
+                tensor.data = tensor.data.to(dtype)

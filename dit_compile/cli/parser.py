@@ -20,7 +20,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one command. Data goes to stdout, diagnostics to stderr.
 
     Returns:
-        0, or 1 after an error of ditc. Wrong usage exits with 2, as ``argparse`` does.
+        0, or 1 after an error of ditc or if nobody reads the output. Wrong usage exits with 2, as
+        ``argparse`` does.
     """
     args = _parser().parse_args(argv)
     try:
@@ -32,6 +33,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader has seen enough. Python flushes once more at exit, so give it a place to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

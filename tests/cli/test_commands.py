@@ -1,0 +1,258 @@
+"""The command line: data on stdout, diagnostics on stderr, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch.testing import FileCheck
+
+from dit_compile.analysis import roofline
+from dit_compile.analysis.roofline import Roofline
+from dit_compile.cli import main
+from dit_compile.pipeline.presets import PRESETS
+from dit_compile.pipeline.registry import passes
+
+Run = Callable[..., Any]
+
+
+class TestExplain:
+    def test_the_table(self, ditc: Run, model_file: str) -> None:
+        done = ditc("explain", f"{model_file}:make")
+        assert done.code == 0
+        head, titles, *rows = done.out.splitlines()
+        assert head.startswith("Transformer   torch 2.")
+        assert titles.split()[:4] == ["#", "pass", "kind", "nodes"]
+        assert [row.split()[1] for row in rows] == PRESETS["exact"].split(",")
+        assert "\x1b" not in done.out
+
+    def test_what_the_users_code_prints_is_no_data(self, ditc: Run, model_file: str) -> None:
+        done = ditc("explain", f"{model_file}:make", "--json")
+        assert "loading the model" in done.err
+        assert "loading the model" not in done.out
+
+    def test_json(self, ditc: Run, model_file: str) -> None:
+        text = "fuse-adaln,insert-block-cache{method=interval,interval=2}"
+        done = ditc("explain", f"{model_file}:near_miss", "--passes", text, "--json")
+        data = json.loads(done.out, parse_constant=pytest.fail)
+        assert set(data) == {
+            *("version", "model", "torch", "pipeline", "fingerprint", "costs", "passes"),
+            *("analysis", "capture_seconds", "pipeline_seconds", "verify_seconds"),
+        }
+        assert (data["version"], data["model"], data["pipeline"]) == (1, "Transformer", text)
+        assert re.fullmatch("[0-9a-f]{64}", data["fingerprint"])
+        assert len(data["costs"]) == 3
+        assert data["costs"][0]["flops"] > data["costs"][1]["flops"] > data["costs"][2]["flops"]
+        assert set(data["costs"][2]["graphs"]) == {"full", "reuse"}
+        fuse, cache = data["passes"]
+        assert (fuse["pass"], fuse["kind"], fuse["changed"]) == ("fuse-adaln", "exact", True)
+        assert (fuse["nodes_before"], fuse["nodes_after"]) == (36, 30)
+        assert [rewrite["path"] for rewrite in fuse["rewrites"]] == ["blocks.0", "blocks.1"]
+        assert len(fuse["rewrites"][0]["removed"]) == 4
+        assert len(fuse["rewrites"][0]["added"]) == 1
+        (miss,) = fuse["misses"]
+        assert (miss["path"], miss["culprit"]) == ("blocks.2.norm", "@blocks.2.norm.weight")
+        assert 0 < fuse["error_growth"] < 2
+        assert cache["kind"] == "APPROX"
+        assert cache["notes"] == ["2 variants, 3 sites, interval=2"]
+        assert [item["name"] for item in data["analysis"]["inputs"]] == ["x", "c"]
+        assert data["analysis"]["stacks"][0]["blocks"] == 3
+
+    def test_json_is_the_same_twice(self, ditc: Run, model_file: str) -> None:
+        def run() -> Any:
+            data = json.loads(ditc("explain", f"{model_file}:make", "--json").out)
+            return json.loads(
+                json.dumps(data),
+                object_hook=lambda d: {k: v for k, v in d.items() if not k.endswith("seconds")},
+            )
+
+        assert run() == run()
+
+    def test_analysis_and_diffs(self, ditc: Run, model_file: str) -> None:
+        done = ditc("explain", f"{model_file}:make", "--analysis", "--diff", "--bind", "c=timestep")
+        (
+            FileCheck()
+            .check("c      timestep")
+            .check("stack blocks: 3 blocks, all alike")
+            .check("Transformer   torch")
+            .check("#3 fuse-adaln @ blocks.0 (x3 identical, shown once)")
+            .check_next("-  %layer_norm = aten.layer_norm(%x, [8], None, None, 1e-05, False)")
+            .run(done.out)
+        )
+
+    def test_without_numerics(self, ditc: Run, model_file: str) -> None:
+        done = ditc("explain", f"{model_file}:dropping", "--no-numerics")
+        assert done.code == 0
+        assert "noise" not in done.out
+
+
+class TestDiff:
+    def test_one_pass(self, ditc: Run, model_file: str) -> None:
+        done = ditc("diff", f"{model_file}:make", "--pass", "fuse-qkv")
+        head, *lines = done.out.splitlines()
+        assert head == "#2 fuse-qkv @ blocks.0.q (x3 identical, shown once)"
+        assert [line[0] for line in lines] == ["-"] * 3 + ["+"] * 2
+
+    def test_all_passes(self, ditc: Run, model_file: str) -> None:
+        out = ditc("diff", f"{model_file}:make").out
+        heads = [line for line in out.splitlines() if line.startswith("#")]
+        assert [head.split()[1] for head in heads] == ["fuse-qkv", "fuse-adaln"]
+
+    def test_no_change(self, ditc: Run, model_file: str) -> None:
+        done = ditc("diff", f"{model_file}:make", "--passes", "eliminate-dead")
+        assert done.out == "(no change)\n"
+
+
+class TestOpt:
+    def test_ir_on_stdout_table_on_stderr(self, ditc: Run, model_file: str) -> None:
+        done = ditc("opt", f"{model_file}:make", "--passes", "fuse-adaln")
+        assert done.code == 0
+        assert done.out.startswith("ditc.graph @full (%x: f32[2,4,8] latent")
+        assert done.out.endswith("}\n")
+        assert "ditc.adaln_norm" in done.out
+        assert "hit/miss" in done.err
+
+    def test_nothing_but_capture(self, ditc: Run, model_file: str) -> None:
+        done = ditc("opt", f"{model_file}:make", "--passes", "")
+        assert done.code == 0
+        assert done.out.count("aten.layer_norm") == 3
+
+    def test_diff(self, ditc: Run, model_file: str) -> None:
+        done = ditc("opt", f"{model_file}:make", "--passes", "fuse-adaln", "--diff")
+        assert done.out.startswith("#0 fuse-adaln @ blocks.0 (x3 identical, shown once)\n")
+
+    def test_json(self, ditc: Run, model_file: str) -> None:
+        done = ditc("opt", f"{model_file}:make", "--passes", "fuse-adaln", "--json")
+        assert json.loads(done.out)["pipeline"] == "fuse-adaln"
+        assert "hit/miss" not in done.err
+
+
+def test_passes(ditc: Run) -> None:
+    done = ditc("passes")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    listed = [line.split()[0] for line in lines[1 : len(passes()) + 1]]
+    assert listed == list(passes())
+    for name, text in PRESETS.items():
+        assert f"preset {name}: {text}" in lines
+    assert lines[-1].startswith("targets: inductor, eager")
+
+
+class TestRoofline:
+    @pytest.fixture(autouse=True)
+    def measured(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+        calls: list[tuple[str, bool]] = []
+
+        def load(device: str, refresh: bool) -> Roofline:
+            calls.append((device, refresh))
+            return Roofline("cpu", {"float32": 1.5e11}, 2e10, {"cores": "2"})
+
+        monkeypatch.setattr(roofline, "load_or_measure", load)
+        return calls
+
+    def test_the_table(self, ditc: Run, measured: list[tuple[str, bool]]) -> None:
+        done = ditc("roofline")
+        assert measured == [("cpu", False)]
+        (
+            FileCheck()
+            .check("cores 2")
+            .check("matrix product, float32")
+            .check_same("150 GFLOP/s")
+            .check("memory bandwidth")
+            .check_same("20.0 GB/s")
+            .run(done.out)
+        )
+
+    def test_json(self, ditc: Run, measured: list[tuple[str, bool]]) -> None:
+        done = ditc("roofline", "--device", "cuda", "--refresh", "--json")
+        assert measured == [("cuda", True)]
+        assert Roofline.from_json(done.out).bandwidth == 2e10
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (("explain", "{}:mak"), "{} has no function 'mak'; did you mean 'make'?"),
+            (("explain", "nowhere.py:make"), "model file 'nowhere.py' does not exist"),
+            (("explain", "digit"), "unknown model 'digit'; did you mean 'digits'?"),
+            (("explain", "{}:failing"), "{}:failing failed: ValueError: no such checkpoint"),
+            (("explain", "{}:untraceable"), "torch.export cannot trace Branch: "),
+            (("explain", "{}:make", "--passes", "fuse-qvk"), "unknown pass 'fuse-qvk'; did you"),
+            (
+                ("explain", "{}:make", "--passes", "exct"),
+                "unknown pass 'exct'; did you mean 'exact'",
+            ),
+            (("explain", "{}:make", "--bind", "c"), "--bind takes INPUT=WHEN, such as img_ids="),
+            (("explain", "{}:make", "--bind", "d=latent"), "bindings: the model has no input 'd'"),
+            (
+                ("explain", "{}:make", "--bind", "c=never"),
+                "bindings: 'c' cannot be 'never'; choose",
+            ),
+            (("explain", "{}:dropping"), "the model draws random numbers (%"),
+            (
+                ("diff", "{}:make", "--pass", "fuse-qvk"),
+                "no pass 'fuse-qvk' has run; did you mean 'fuse-qkv'?; these have: remove-noops",
+            ),
+        ],
+    )
+    def test_one_line_and_an_exit_code(
+        self, ditc: Run, model_file: str, args: tuple[str, ...], message: str
+    ) -> None:
+        done = ditc(*(arg.replace("{}", model_file) for arg in args))
+        assert done.code == 1
+        assert done.out == ""
+        *_, last = done.err.splitlines()
+        assert last.startswith(f"ditc: error: {message}".replace("{}", model_file))
+
+    def test_bad_syntax_has_a_caret(self, ditc: Run, model_file: str) -> None:
+        done = ditc("opt", f"{model_file}:make", "--passes", "fuse-qkv{")
+        *_, head, text, caret = done.err.splitlines()
+        assert done.code == 1
+        assert head == "ditc: error: pipeline text: expected an option name"
+        assert (text, caret) == ("  fuse-qkv{", "           ^")
+
+    @pytest.mark.parametrize("args", [(), ("explain",), ("opt", "digits"), ("explode",)], ids=str)
+    def test_wrong_usage(
+        self, ditc: Run, capsys: pytest.CaptureFixture[str], args: tuple[str, ...]
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            ditc(*args)
+        assert caught.value.code == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("usage: ditc")
+
+
+class TestColor:
+    def test_only_on_terminals(self, ditc: Run) -> None:
+        assert "\x1b[" not in ditc("passes").out
+
+    @pytest.mark.parametrize("no_color", [False, True])
+    def test_no_color(
+        self, ditc: Run, model_file: str, monkeypatch: pytest.MonkeyPatch, no_color: bool
+    ) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        if no_color:
+            monkeypatch.setenv("NO_COLOR", "1")
+        colors = re.findall("\x1b\\[[0-9;]*3[0-9]m", ditc("explain", f"{model_file}:make").out)
+        assert bool(colors) is not no_color
+
+
+def test_a_reader_that_has_seen_enough(
+    model_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["opt", f"{model_file}:make", "--passes", ""]) == 1
+        closed.write("what Python itself still has to say\n")
+        closed.flush()
+    assert "ditc: error" not in capsys.readouterr().err

@@ -1,0 +1,154 @@
+"""The pass table."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from dit_compile.analysis.step_cost import StepCost
+from dit_compile.explanation import Explanation, explain
+from dit_compile.pipeline.base import Kind
+from dit_compile.pipeline.pipeline import PassRecord
+from dit_compile.pipeline.rewriter import Miss
+from dit_compile.report.table import (
+    cost_cell,
+    error_cell,
+    flops,
+    header,
+    nodes_cell,
+    notes_cell,
+    pass_table,
+    terminal,
+)
+from tests.ir.models import Transformer, noise, seeded
+from tests.pipeline.passes import Everything, made_of
+
+
+@pytest.fixture(scope="module")
+def explanation() -> Explanation:
+    model = seeded(lambda: Transformer(3, affine=(1, 2)))
+    text = "eliminate-dead,fuse-adaln,insert-block-cache{interval=2}"
+    return explain(model, (noise(2, 4, 8), noise(2, 8)), passes=text)
+
+
+def shown(explanation: Explanation) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=200).print(pass_table(explanation))
+    return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_a_row_a_pass(explanation: Explanation) -> None:
+    head, dead, fused, cached = shown(explanation)
+    assert head.split() == ["#", "pass", "kind", "nodes", "hit/miss", "cost", "error", "notes"]
+    assert dead.split() == [
+        *("0", "eliminate-dead", "exact", "36", "=", "36", "0/0", "-", "-", "(no", "change)")
+    ]
+    assert fused.startswith("1  fuse-adaln")
+    assert "36 -> 33" in fused
+    assert "1/2" in fused
+    assert "x noise" in fused
+    assert "2 near misses: the layer norm has an affine weight (blocks.1.norm)" in fused
+    assert "APPROX" in cached
+    assert "by schedule" in cached
+    assert "2 variants" in cached
+
+
+def test_header(explanation: Explanation) -> None:
+    parts = header(explanation).split("   ")
+    assert parts[0] == "Transformer"
+    assert parts[1].startswith("torch 2.")
+    assert parts[2] == "36 -> 33 nodes"
+    assert parts[3].count("KFLOP") == 2
+    assert parts[4].endswith(" s)")
+
+
+def test_shapes_are_no_markup(explanation: Explanation) -> None:
+    """Text in brackets is neither dropped nor taken for a style."""
+    record = PassRecord(Everything(), notes=["kept f32[s0,4] and [red]"])
+    run = type(explanation.run)(explanation.run.pipeline, [record])
+    other = Explanation("M", explanation.program, run, explanation.costs, [], {}, 0.0, 0.0)
+    assert "kept f32[s0,4] and [red]" in shown(other)[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 FLOP"),
+        (999, "999 FLOP"),
+        (-12_300, "-12.3 KFLOP"),
+        (2.5e6, "2.5 MFLOP"),
+        (118.6e9, "118.6 GFLOP"),
+        (3e12, "3.0 TFLOP"),
+        (4e15, "4000.0 TFLOP"),
+    ],
+)
+def test_flops(value: float, text: str) -> None:
+    assert flops(value) == text
+
+
+def test_signed_flops() -> None:
+    assert flops(2e9, signed=True) == "+2.0 GFLOP"
+    assert flops(-2e9, signed=True) == "-2.0 GFLOP"
+
+
+def priced(before: tuple[float, float], after: tuple[float, float]) -> PassRecord:
+    costs = tuple(StepCost({}, ops, moved, 1, 1) for ops, moved in (before, after))
+    return PassRecord(Everything(), changed=True, details={"cost": costs})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ((1e9, 1e9), (5e8, 1e9), "-500.0 MFLOP"),
+        ((1e9, 1e9), (1e9, 9e8), "-100.0 MB moved"),
+        ((1e9, 1e9), (1e9, 1.1e9), "+100.0 MB moved"),
+        ((1e9, 1e9), (1e9 - 1e6, 1e9), "-"),  # a thousandth of the operations is no news
+        ((0, 1e6), (0, 1e6), "-"),
+        ((0, 1e6), (2e6, 1e6), "+2.0 MFLOP"),
+    ],
+)
+def test_cost(before: tuple[float, float], after: tuple[float, float], text: str) -> None:
+    assert cost_cell(priced(before, after)) == text
+
+
+def test_cells_of_a_pass_that_did_nothing() -> None:
+    record = PassRecord(Everything(), nodes_before=7, nodes_after=7)
+    cells = [cell(record) for cell in (nodes_cell, cost_cell, error_cell, notes_cell)]
+    assert cells == ["7 = 7", "-", "-", "(no change)"]
+
+
+def test_error() -> None:
+    assert error_cell(PassRecord(Everything(), details={"error_growth": 1.04})) == "1.0x noise"
+    approximate = made_of(lambda program, rw: None, Kind.APPROX)
+    assert error_cell(PassRecord(approximate, changed=True)) == "by schedule"
+    assert error_cell(PassRecord(approximate)) == "-"
+
+
+def test_notes() -> None:
+    misses = [Miss("full", "", "n", "too small")] + [
+        Miss("full", f"blocks.{i}", "n", reason) for reason in "abc" for i in range(2)
+    ]
+    record = PassRecord(Everything(), notes=["2 sites"], misses=misses)
+    assert notes_cell(record) == (
+        "2 sites; 2 near misses: a (blocks.0); 2 near misses: b (blocks.0); "
+        "2 near misses: c (blocks.0)"
+    )
+    one = PassRecord(Everything(), misses=misses[:1])
+    assert notes_cell(one) == "1 near miss: too small (top level)"
+    assert notes_cell(PassRecord(Everything(), skipped="autograd records")) == (
+        "skipped: autograd records"
+    )
+    failed = PassRecord(Everything(), failure="pass x (#0): boom\n  pipeline so far: x")
+    assert notes_cell(failed) == "FAILED: pass x (#0): boom"
+
+
+def test_a_console_that_is_no_terminal_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert terminal().width == 160
+    assert terminal(stderr=True).stderr
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert terminal().width == 40
