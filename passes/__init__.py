@@ -6,6 +6,9 @@ from dit_compile.passes.cleanup.eliminate_dead import EliminateDead
 from dit_compile.passes.cleanup.remove_noops import RemoveNoops
 from dit_compile.passes.fusion.fuse_adaln import FuseAdaLN
 from dit_compile.passes.fusion.fuse_qkv import FuseQKV
+from dit_compile.passes.hoist.fold_weights import FoldWeights
+from dit_compile.passes.hoist.hoist_invariant import HoistInvariant
+from dit_compile.passes.hoist.hoist_timestep import HoistTimestep
 
 ALL = (
     RemoveNoops,
@@ -13,5 +16,8 @@ ALL = (
     EliminateDead,
     FuseQKV,
     FuseAdaLN,
+    FoldWeights,
+    HoistInvariant,
+    HoistTimestep,
     InsertBlockCache,
 )

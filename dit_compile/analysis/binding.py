@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx
@@ -21,7 +21,10 @@ _EMBEDS = {aten.linear.default, aten.matmul.default, aten.mm.default, aten.addmm
 
 
 def node_bindings(program: Program, graph: fx.Graph | None = None) -> dict[fx.Node, Binding]:
-    """The binding time of each node: the latest of its arguments'; random nodes are ``LATENT``."""
+    """The binding time of each node: the latest of its arguments'; random nodes are ``LATENT``.
+
+    Sizes are fixed for a generation, whatever tensor they are read from.
+    """
     bindings: dict[fx.Node, Binding] = {}
     for node in (graph or program.main).nodes:
         if node.op == "placeholder":
@@ -29,6 +32,8 @@ def node_bindings(program: Program, graph: fx.Graph | None = None) -> dict[fx.No
             bindings[node] = spec.binding if spec else Binding.LATENT
         elif node.op == "call_function" and is_random(node):
             bindings[node] = Binding.LATENT
+        elif isinstance(node.meta.get("val"), torch.SymInt):
+            bindings[node] = Binding.INVARIANT
         else:
             known = [bindings[arg] for arg in node.all_input_nodes]
             bindings[node] = max(known, default=Binding.WEIGHT)
@@ -105,9 +110,10 @@ def _reach(start: fx.Node, *, stop: set[object]) -> list[fx.Node]:
 def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
     """Set the bindings of user inputs from structure and declaration, in place.
 
-    An input that nothing settles stays ``LATENT`` and unsettled, which is never wrong, only
-    slower. One timestep candidate that a linear embeds by itself settles itself; among several, the
-    caller or what changes from call to call decides.
+    One timestep candidate that a linear embeds by itself settles itself, and so does the input that
+    is denoised. Where that one is found, all other inputs are *taken* to be fixed for a generation,
+    and several candidates to be the timestep, without being settled: each call compares them, so a
+    wrong guess is only slower. Where it is not found, inputs stay ``LATENT``.
 
     Args:
         program: the Program.
@@ -121,6 +127,7 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
         program.bind(candidates[0], Binding.TIMESTEP)
     latent = _denoised(program)
     if latent is not None:
+        _take_for_granted(program, candidates)
         program.bind(latent, Binding.LATENT)
     users = {spec.path: spec for spec in program.of_kind(InputKind.USER)}
     for path, text in (declared or {}).items():
@@ -141,6 +148,16 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
                 "choose invariant"
             )
         program.bind(users[path].name, binding)
+
+
+def _take_for_granted(program: Program, candidates: Sequence[str]) -> None:
+    """Bind what is unsettled to the earliest time that it may have."""
+    for spec in [*program.of_kind(InputKind.USER), *program.of_kind(InputKind.SIZE)]:
+        if spec.settled:
+            continue
+        several = spec.name in candidates and _placeholder(program, spec.name).meta["val"].dim() < 2
+        guess = Binding.TIMESTEP if several else Binding.INVARIANT
+        program.bind(spec.name, guess, settled=False)
 
 
 def _placeholder(program: Program, name: str) -> fx.Node:

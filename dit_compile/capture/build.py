@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from dit_compile.capture.functional import tidy
 from dit_compile.errors import CaptureError
-from dit_compile.ir.origin import stamp_origins
+from dit_compile.ir.origin import identifier, stamp_origins
 from dit_compile.ir.program import (
     MAIN,
     Binding,
@@ -25,12 +24,6 @@ from dit_compile.ir.program import (
     output_node,
     placeholders,
 )
-
-
-def identifier(path: str) -> str:
-    """A valid, readable placeholder name for a dotted path."""
-    name = re.sub(r"\W+", "_", path).strip("_")
-    return f"_{name}" if not name or name[0].isdigit() else name
 
 
 def build_program(

@@ -52,7 +52,8 @@ def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
     args, kwargs = fake_arguments(node)
     sizes = mode.shape_env
     minting = sizes.ignore_fresh_unbacked_symbols() if sizes else contextlib.nullcontext()
-    with mode, minting, enable_python_dispatcher(), torch.no_grad():
+    plain = torch._C._DisableAutocast()  # casts are operators of the graph
+    with mode, minting, plain, enable_python_dispatcher(), torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 

@@ -67,6 +67,12 @@ def normalize_path(raw: str) -> str:
     return path
 
 
+def identifier(path: str) -> str:
+    """A valid, readable placeholder name for a dotted path."""
+    name = re.sub(r"\W+", "_", path).strip("_")
+    return f"_{name}" if not name or name[0].isdigit() else name
+
+
 def module_path(node: fx.Node) -> str:
     """The innermost module's path, read from torch's ``nn_module_stack``."""
     stack = node.meta.get("nn_module_stack")

@@ -81,6 +81,12 @@ class Output:
 MAIN = "full"
 #: The graph that computes values which depend on weights alone.
 WEIGHTS = "weights"
+#: The graph that runs once a generation.
+PROLOGUE = "prologue"
+#: The graph whose values depend on the timestep: one row for each step, all computed together.
+TABLE = "table"
+#: The graphs that run ahead of the steps, in order, and when their values are known.
+AHEAD = {WEIGHTS: Binding.WEIGHT, PROLOGUE: Binding.INVARIANT, TABLE: Binding.TIMESTEP}
 
 
 @dataclass
@@ -116,8 +122,28 @@ class Program:
     def step_graphs(self) -> Iterator[tuple[str, fx.GraphModule]]:
         """The graphs that can serve a step: all but the ones computed ahead of the loop."""
         for name, module in self.graphs.items():
-            if name != WEIGHTS:
+            if name not in AHEAD:
                 yield name, module
+
+    def ahead_graphs(self) -> Iterator[tuple[str, fx.GraphModule]]:
+        """The graphs that run ahead of the steps, each after those that it reads from."""
+        for name in AHEAD:
+            if name in self.graphs:
+                yield name, self.graphs[name]
+
+    def producer(self, name: str) -> fx.Node:
+        """The node whose value an earlier graph returns under ``name``.
+
+        Raises:
+            KeyError: no graph does.
+        """
+        for graph_name, module in self.graphs.items():
+            values = output_args(module.graph)
+            for output, value in zip(self.outputs[graph_name], values, strict=True):
+                if output.name == name and output.kind in (OutputKind.DERIVED, OutputKind.STATE):
+                    assert isinstance(value, fx.Node)
+                    return value
+        raise KeyError(name)
 
     def of_kind(self, kind: InputKind) -> list[Input]:
         """Inputs of one kind, in order."""
@@ -136,6 +162,10 @@ class Program:
             return False
         spec = self.inputs.get(str(node.target))
         return spec is not None and spec.binding is Binding.WEIGHT
+
+    def is_made_ahead(self, node: fx.Node) -> bool:
+        """Whether ``node`` is a placeholder that the caller does not know: dropped when unused."""
+        return self.is_weight(node) or self.kind_of(node) is InputKind.DERIVED
 
     def weight_nodes(self, graph: fx.Graph) -> list[fx.Node]:
         """The placeholders of ``graph`` that are weights or derived from weights alone."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dit_compile.errors import OptionError, suggest
 
-_EXACT = "remove-noops,eliminate-common,fuse-qkv,fuse-adaln,eliminate-dead"
+_EXACT = (
+    "remove-noops,eliminate-common,fuse-qkv,fuse-adaln,"
+    "fold-weights,hoist-invariant,hoist-timestep,eliminate-dead"
+)
 
 PRESETS: dict[str, str] = {
     "exact": _EXACT,

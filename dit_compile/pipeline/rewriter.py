@@ -13,24 +13,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from dit_compile.capture.build import identifier
 from dit_compile.errors import PassError
-from dit_compile.ir.fake import evaluate
+from dit_compile.ir.fake import describe, evaluate
 from dit_compile.ir.origin import Origin, merge_origins, origin_of
 from dit_compile.ir.printer import is_unpacked, node_text, target_name
 from dit_compile.ir.program import (
     WEIGHTS,
-    Binding,
-    Input,
-    InputKind,
-    Output,
-    OutputKind,
     Program,
-    output_args,
-    output_node,
     placeholders,
 )
 from dit_compile.ir.purity import is_pure
+from dit_compile.pipeline.ahead import AheadGraph
 
 
 class RewriteLimitReached(Exception):  # noqa: N818 - a signal between Rewriter and runner
@@ -174,18 +167,31 @@ class Rewriter:
         Returns:
             A placeholder of the current graph that holds the value.
         """
-        if self.program.training:
-            raise PassError("weights cannot be baked while autograd records")
         sources = [arg for arg in torch.utils._pytree.tree_leaves(args) if isinstance(arg, fx.Node)]
         if not all(self.program.is_weight(node) for node in sources):
             raise PassError(f"{path}: only weights can be computed ahead of the loop")
-        name = self._derived_name(path)
-        if name not in self.program.inputs:
-            self._add_to_weights_graph(name, path, target, args)
-        known = self._producer(name)
-        if known.target is not target or known.args != fx.map_arg(args, self._in_weights):
-            raise PassError(f"{path!r} is the path of another value already; give a unique one")
+        name = self._ahead(WEIGHTS).call(target, args, path)
         return self.placeholder(name, like=sources)
+
+    def hoist(self, values: Sequence[fx.Node], to: str) -> None:
+        """Move values of the current graph into a graph that runs ahead of the steps.
+
+        Each value is one rewrite: it and what only it needed go, a placeholder comes.
+
+        Args:
+            values: tensors that depend on nothing that is known later than the graph ``to`` runs.
+            to: ``WEIGHTS``, ``PROLOGUE`` or ``TABLE``.
+        """
+        if not values:
+            return
+        ahead = self._ahead(to)
+        for value in values:
+            self.begin(value)
+            path = origin_of(value).path
+            name = ahead.move(value, f"{to}.{path or value.name}")
+            made = self.placeholder(name, like=[value])
+            self._current().added.append(f"%{made.name} : {describe(made.meta['val'])} of @{to}")
+            self.replace(value, made)
 
     def placeholder(self, name: str, *, like: Sequence[fx.Node]) -> fx.Node:
         """The current graph's placeholder for the Program's input ``name``, made if missing."""
@@ -193,7 +199,7 @@ class Rewriter:
             if node.target == name:
                 return node
         spec = self.program.inputs[name]
-        producer = self._producer(name)
+        producer = self.program.producer(name)
         first = next(iter(self.graph.nodes))
         with self.graph.inserting_before(first):
             node = self.graph.placeholder(name)
@@ -248,58 +254,7 @@ class Rewriter:
                     break
         node.meta["origin"] = merge_origins(replaces)
 
-    def _derived_name(self, path: str) -> str:
-        for spec in self.program.of_kind(InputKind.DERIVED):
-            if spec.path == path:
-                return spec.name
-        name, suffix = identifier(path), 1
-        while name in self.program.inputs:
-            suffix += 1
-            name = f"{identifier(path)}_{suffix}"
-        return name
-
-    def _add_to_weights_graph(
-        self, name: str, path: str, target: Callable[..., Any], args: tuple[Any, ...]
-    ) -> None:
-        module = self.program.graphs.get(WEIGHTS)
-        if module is None:
-            graph = fx.Graph()
-            graph.output(())
-            module = self.program.graphs[WEIGHTS] = fx.GraphModule({}, graph)
-            self.program.outputs[WEIGHTS] = ()
-        graph = module.graph
-        end = output_node(graph)
-        with graph.inserting_before(end):
-            inner = fx.map_arg(args, self._in_weights)
-            node = graph.create_node("call_function", target, inner, None, identifier(path))
-        node.meta["origin"] = Origin(path, "", tuple(dict.fromkeys(map(str, node.all_input_nodes))))
-        node.meta["val"] = evaluate(node, self.program.fake_mode)
-        end.args = ((*output_args(graph), node),)
-        self.program.outputs[WEIGHTS] += (Output(OutputKind.DERIVED, name),)
-        self.program.inputs[name] = Input(
-            name, InputKind.DERIVED, path, Binding.WEIGHT, settled=True
-        )
-
-    def _in_weights(self, source: fx.Node) -> fx.Node:
-        """The node of the weights graph that stands for a weight of the current graph."""
-        name = str(source.target)
-        if self.program.inputs[name].kind is InputKind.DERIVED:
-            return self._producer(name)
-        graph = self.program.graphs[WEIGHTS].graph
-        for node in placeholders(graph):
-            if node.target == name:
-                return node
-        with graph.inserting_before(next(iter(graph.nodes))):
-            node = graph.placeholder(name)
-        node.meta.update(source.meta)
-        return node
-
-    def _producer(self, name: str) -> fx.Node:
-        """The node that an earlier graph returns under ``name``."""
-        for graph_name, module in self.program.graphs.items():
-            values = output_args(module.graph)
-            for output, value in zip(self.program.outputs[graph_name], values, strict=True):
-                if output.name == name and output.kind in (OutputKind.DERIVED, OutputKind.STATE):
-                    assert isinstance(value, fx.Node)
-                    return value
-        raise PassError(f"no graph of the program returns {name!r}")
+    def _ahead(self, name: str) -> AheadGraph:
+        if self.program.training:
+            raise PassError("nothing can be computed ahead of the loop while autograd records")
+        return AheadGraph(self.program, name)

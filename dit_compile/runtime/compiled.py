@@ -13,19 +13,16 @@ from dit_compile.backends.base import Backend
 from dit_compile.errors import BackendError
 from dit_compile.ir.program import (
     MAIN,
-    WEIGHTS,
     Binding,
     InputKind,
     OutputKind,
     Program,
     placeholders,
 )
-from dit_compile.pipeline.registry import find_backend
+from dit_compile.runtime.ahead import Ahead, Values
 from dit_compile.runtime.generation import Call, Place
 from dit_compile.runtime.session import current
 from dit_compile.runtime.weights import DerivedWeights
-
-Values = dict[str, Any]
 
 #: All live sets of derived weights, for :func:`invalidate`.
 _deriving: weakref.WeakSet[DerivedWeights] = weakref.WeakSet()
@@ -60,10 +57,7 @@ class CompiledProgram:
         self._run: dict[str, Callable[..., Sequence[Any]]] = {
             name: backend.compile(program, name) for name, _ in program.step_graphs()
         }
-        self._derived: DerivedWeights | None = None
-        if WEIGHTS in program.graphs:
-            run = find_backend("eager").compile(program, WEIGHTS)
-            self._derived = DerivedWeights(run)
+        self._ahead = Ahead(program)
         self._weights = [
             spec.name
             for spec in program.of_kind(InputKind.WEIGHT)
@@ -72,8 +66,7 @@ class CompiledProgram:
         self._sight = _Sight(program)
         #: The inputs that are the timestep, once known.
         self.clock = self._sight.clock
-        if self._derived is not None:
-            _deriving.add(self._derived)
+        _deriving.add(self._ahead.weights)
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         """Run one step.
@@ -86,26 +79,19 @@ class CompiledProgram:
         """
         values: Values = dict(zip(self.arguments, args, strict=True))
         values.update(self.program.constants)
-        if self._derived is None and not self.program.schedule.stateful:
+        if not self._ahead and not self.program.schedule.stateful:
             return self._finish(MAIN, values, None)
         weights = [values[name] for name in self._weights]
         tracker = current(weights).tracker(self, weights)
         try:
-            place = tracker.place(self._sight.look(values))
+            call = self._sight.look(values)
+            place = tracker.place(call)
             self.clock = self.clock or tracker.clock
-            self._derive(values, check_content=place.boundary)
+            self._ahead.fill(values, call, place.lane, tracker, boundary=place.boundary)
             return self._finish(self._choose(place), values, place)
         except BaseException:
             tracker.end()
             raise
-
-    def _derive(self, values: Values, *, check_content: bool) -> None:
-        if self._derived is None:
-            return
-        sources = [values[name] for name in self._reads[WEIGHTS]]
-        derived = self._derived.get(sources, check_content=check_content)
-        for output, value in zip(self.program.outputs[WEIGHTS], derived, strict=True):
-            values[output.name] = value
 
     def _choose(self, place: Place) -> str:
         schedule = self.program.schedule
@@ -157,7 +143,7 @@ class _Sight:
     def __init__(self, program: Program) -> None:
         users = program.of_kind(InputKind.USER)
         self._users = [spec.name for spec in users]
-        settled = [spec.name for spec in users if spec.binding is Binding.TIMESTEP]
+        settled = [s.name for s in users if s.settled and s.binding is Binding.TIMESTEP]
         self._timesteps = settled or list(timestep_candidates(program))
         #: ``None`` if which of several candidates is the timestep must be observed.
         self.clock = tuple(settled) if settled or not self._timesteps else None

@@ -8,12 +8,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from dit_compile.errors import DitcWarning
 from dit_compile.ir.schedule import Step
 from dit_compile.runtime.held import Held
+
+if TYPE_CHECKING:
+    from dit_compile.runtime.ahead import Prepared
 
 #: More lanes than any guidance scheme has: the conditions are not what tells lanes apart.
 _MAX_LANES = 8
@@ -44,12 +48,14 @@ class Lane:
     Attributes:
         context: the inputs that identify it.
         state: state tensors by name, from its last computed step.
+        prepared: what was computed ahead for it.
         computed, reused: calls so far.
         last_step: index of the step of its latest call.
     """
 
     context: Mapping[str, Held]
     state: dict[str, torch.Tensor] = field(default_factory=dict)
+    prepared: Prepared | None = None
     computed: int = 0
     reused: int = 0
     last_step: int = -1
@@ -120,6 +126,9 @@ class Tracker:
         self.loud = loud
         self.generation: Generation | None = None
         self.generations = 0
+        #: The timesteps of the last generation, and its lanes if its sizes were the same.
+        self.earlier_times: Sequence[Times] = ()
+        self._earlier_lanes: Sequence[Lane] = ()
         self._travel = -1
         self._warned: set[str] = set()
 
@@ -151,7 +160,7 @@ class Tracker:
         if self.generation is not None:
             self.generation.over = True
             for lane in self.generation.lanes:
-                lane.state, lane.context = {}, {}
+                lane.state, lane.context, lane.prepared = {}, {}, None
 
     def _generation(self, call: Call) -> Generation:
         """The generation that ``call`` belongs to, moved on to its step."""
@@ -171,6 +180,11 @@ class Tracker:
         return found
 
     def _begin(self, call: Call, turn: int = 0) -> Generation:
+        last = self.generation
+        if last is not None:
+            self.earlier_times = last.seen
+            same = last.shapes == call.shapes and not last.over
+            self._earlier_lanes = last.lanes if same else ()
         self.generation = Generation(call.shapes, turn, [call.timesteps])
         self.generations += 1
         return self.generation
@@ -244,6 +258,8 @@ class Tracker:
             if lane.serves(context):
                 return lane
         lane = Lane({name: Held.of(value) for name, value in context.items()})
+        known = (earlier for earlier in self._earlier_lanes if earlier.serves(context))
+        lane.prepared = next((earlier.prepared for earlier in known), None)
         generation.lanes.append(lane)
         return lane
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from dit_compile.backends.eager import InDouble, widen
-from dit_compile.ir.program import MAIN, WEIGHTS, OutputKind, Program, placeholders
+from dit_compile.ir.program import MAIN, OutputKind, Program, placeholders
 
 
 def run_reference(
@@ -28,9 +28,10 @@ def run_reference(
         For each graph its user and mutation results, in order.
     """
     values = {**program.constants, **inputs}
-    order = sorted(program.graphs, key=lambda name: (name != WEIGHTS, name != MAIN))
+    ahead = [name for name, _ in program.ahead_graphs()]
+    steps = [name for name, _ in program.step_graphs() if name != MAIN]
     results: dict[str, list[torch.Tensor]] = {}
-    for name in order:
+    for name in (*ahead, MAIN, *steps):
         module = program.graphs[name]
         run: type[fx.Interpreter] = InDouble if double else fx.Interpreter
         args = [values[str(node.target)] for node in placeholders(module.graph)]
@@ -42,6 +43,6 @@ def run_reference(
                 kept.append(widen(value) if double else value)
             else:
                 values[output.name] = value
-        if name != WEIGHTS:
+        if name not in ahead:
             results[name] = kept
     return results

@@ -35,7 +35,7 @@ class _Derived:
 
     sources: tuple[_Seen, ...]
     sample: torch.Tensor
-    values: tuple[torch.Tensor, ...]
+    values: Sequence[torch.Tensor]
 
     def fresh(self, sources: Sequence[torch.Tensor], check_content: bool) -> bool:
         """Whether the values are those of ``sources`` still."""
@@ -64,7 +64,7 @@ class DerivedWeights:
     def get(
         self, sources: Sequence[torch.Tensor], *, check_content: bool
     ) -> Sequence[torch.Tensor]:
-        """The derived values for ``sources``.
+        """The derived values for ``sources``; the same object as long as no source has changed.
 
         Args:
             sources: the weights that the graph reads, in order.
@@ -77,7 +77,7 @@ class DerivedWeights:
             kept = self._kept
             if kept is None or not kept.fresh(sources, check_content):
                 seen, sample = tuple(map(_Seen.of, sources)), _sample(sources)
-                values = tuple(value.detach() for value in self._compute(*sources))
+                values = [value.detach() for value in self._compute(*sources)]
                 self._kept = kept = _Derived(seen, sample, values)
                 self.rebuilds += 1
             return kept.values

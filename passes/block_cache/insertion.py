@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from dit_compile.capture.build import identifier
-from dit_compile.ir.origin import Origin, origin_of
+from dit_compile.ir.origin import Origin, identifier, origin_of
 from dit_compile.ir.program import (
     MAIN,
     Binding,
@@ -92,8 +91,8 @@ def make_variant(
 
 
 def _drop_dead(program: Program, graph: fx.Graph) -> None:
-    """Erase operators and weights that nobody reads; the caller's inputs stay."""
+    """Erase operators and values made ahead that nobody reads; the caller's inputs stay."""
     for node in reversed(list(graph.nodes)):
-        dead = not node.users and (is_pure(node) or program.is_weight(node))
+        dead = not node.users and (is_pure(node) or program.is_made_ahead(node))
         if dead and node.op != "output":
             graph.erase_node(node)

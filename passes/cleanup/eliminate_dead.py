@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from dit_compile.ir.program import WEIGHTS, Program, output_args, output_node
+from dit_compile.ir.program import Program, output_args, output_node, placeholders
 from dit_compile.ir.purity import is_pure
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
@@ -33,36 +33,37 @@ class EliminateDead(Pass):
                 rw.begin(node)
                 rw.sweep(node)
             for node in list(graph.find_nodes(op="placeholder")):
-                if program.is_weight(node) and not node.users:
+                if program.is_made_ahead(node) and not node.users:
                     graph.erase_node(node)
-        if WEIGHTS in program.graphs:
-            _drop_unread(program, rw)
+        for name, _ in reversed(list(program.ahead_graphs())):  # a later one may read an earlier
+            _drop_unread(program, name, rw)
 
 
-def _drop_unread(program: Program, rw: Rewriter) -> None:
-    """Drop derived values that no graph reads any more."""
+def _drop_unread(program: Program, name: str, rw: Rewriter) -> None:
+    """Drop values of the ahead graph ``name`` that no other graph reads any more."""
     read = {
         str(node.target)
-        for _, module in program.step_graphs()
-        for node in module.graph.find_nodes(op="placeholder")
+        for other, module in program.graphs.items()
+        for node in placeholders(module.graph)
+        if other != name
     }
-    graph = program.graphs[WEIGHTS].graph
+    graph = program.graphs[name].graph
     kept = [
         (output, value)
-        for output, value in zip(program.outputs[WEIGHTS], output_args(graph), strict=True)
+        for output, value in zip(program.outputs[name], output_args(graph), strict=True)
         if output.name in read
     ]
-    gone = [out.name for out in program.outputs[WEIGHTS] if out.name not in read]
+    gone = [out.name for out in program.outputs[name] if out.name not in read]
     if not gone:
         return
     anchor: fx.Node = output_node(graph)
     rw.begin(anchor)
     anchor.args = (tuple(value for _, value in kept),)
-    program.outputs[WEIGHTS] = tuple(output for output, _ in kept)
-    for name in gone:
-        del program.inputs[name]
+    program.outputs[name] = tuple(output for output, _ in kept)
+    for derived in gone:
+        del program.inputs[derived]
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op in ("call_function", "placeholder"):
             graph.erase_node(node)
     if not kept:
-        del program.graphs[WEIGHTS], program.outputs[WEIGHTS]
+        del program.graphs[name], program.outputs[name]

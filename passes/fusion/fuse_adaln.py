@@ -63,28 +63,36 @@ class FuseAdaLN(Pass):
 
 def _match(norm: fx.Node, rw: Rewriter) -> _Match | None:
     """The pattern that starts at ``norm``; near misses are recorded."""
-    candidates = [_modulated(norm, user) for user in norm.users]
-    hits = [found for found in candidates if found is not None]
-    if not hits:
+    candidates = (_modulated(norm, user) for user in norm.users)
+    found = next((match for match in candidates if match is not None), None)
+    if found is None:
         return None
-    found = hits[0]
-    shape = norm.args[1]
-    if len(shape) != 1:  # type: ignore[arg-type]
-        rw.miss(norm, "the layer norm is over more than the last axis")
-    elif any(arg is not None for arg in norm.args[2:4]):
-        weight = next(arg for arg in norm.args[2:4] if arg is not None)
-        rw.miss(norm, "the layer norm has an affine weight", weight)  # type: ignore[arg-type]
-    elif len(norm.users) > 1:
-        other = next(user for user in norm.users if user is not found.product)
-        rw.miss(norm, "the layer norm has another user", other)
-    elif len(found.product.users) > 1:
-        other = next(user for user in found.product.users if user is not found.total)
-        rw.miss(found.product, "the scaled value has another user", other)
-    elif mismatch(norm.meta["val"], found.total.meta["val"]):
-        rw.miss(found.total, "the modulation changes the shape or dtype", found.shift)
-    else:
-        return found
+    obstacle = _obstacle(found)
+    if obstacle is not None:
+        rw.miss(norm, *obstacle)
+        return None
+    return found
+
+
+def _obstacle(found: _Match) -> tuple[str, fx.Node | None] | None:
+    """Why the pattern cannot be replaced, and because of whom."""
+    norm, product, total = found.norm, found.product, found.total
+    affine = [arg for arg in norm.args[2:4] if isinstance(arg, fx.Node)]
+    if len(norm.args[1]) != 1:  # type: ignore[arg-type]
+        return "the layer norm is over more than the last axis", None
+    if affine:
+        return "the layer norm has an affine weight", affine[0]
+    if len(norm.users) > 1:
+        return "the layer norm has another user", _another(norm, product)
+    if len(product.users) > 1:
+        return "the scaled value has another user", _another(product, total)
+    if mismatch(norm.meta["val"], total.meta["val"]):
+        return "the modulation changes the shape or dtype", found.shift
     return None
+
+
+def _another(node: fx.Node, known: fx.Node) -> fx.Node:
+    return next(user for user in node.users if user is not known)
 
 
 def _modulated(norm: fx.Node, product: fx.Node) -> _Match | None:

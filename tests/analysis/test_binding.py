@@ -69,9 +69,9 @@ def test_structure_settles_the_timestep_and_the_latent(program: Program) -> None
     assert bindings(program) == {
         "x": (Binding.LATENT, True),
         "t": (Binding.TIMESTEP, True),
-        "y": (Binding.LATENT, False),
-        "ids": (Binding.LATENT, False),
-    }
+        "y": (Binding.INVARIANT, False),
+        "ids": (Binding.INVARIANT, False),
+    }, "the rest is a guess, and says so"
 
 
 def test_declarations_settle_the_rest(program: Program) -> None:
@@ -82,7 +82,13 @@ def test_declarations_settle_the_rest(program: Program) -> None:
     assert bindings(program)["t"] == (Binding.LATENT, True), "what is declared wins"
 
 
-def test_two_candidates_settle_nothing() -> None:
+def test_without_a_latent_nothing_is_guessed() -> None:
+    program = capture(lambda x, y: (x + y).sum(), randn(2), randn(2))
+    settle(program)
+    assert set(bindings(program).values()) == {(Binding.LATENT, False)}
+
+
+def test_two_candidates_settle_neither() -> None:
     class Guided(Model):
         def forward(self, x: Tensor, t: Tensor, guidance: Tensor) -> Tensor:
             c = self.time(sinusoid(t)) + self.time(sinusoid(guidance))
@@ -92,7 +98,7 @@ def test_two_candidates_settle_nothing() -> None:
     program = capture(weights(Guided()), x, t, t + 1)
     assert timestep_candidates(program) == ("t", "guidance")
     settle(program)
-    assert bindings(program)["t"] == bindings(program)["guidance"] == (Binding.LATENT, False)
+    assert bindings(program)["t"] == bindings(program)["guidance"] == (Binding.TIMESTEP, False)
     settle(program, {"t": "timestep", "guidance": "invariant"})
     assert bindings(program)["t"] == (Binding.TIMESTEP, True)
 
@@ -129,7 +135,7 @@ def test_positions_are_never_settled_as_the_timestep(written_out: bool) -> None:
 
     program = capture(weights(Positions()), randn(2, 6, 4), torch.arange(6.0))
     settle(program)
-    assert bindings(program)["ids"] == (Binding.LATENT, False)
+    assert not bindings(program)["ids"][1]
 
 
 def test_a_latent_that_feeds_sines_is_no_timestep() -> None:
@@ -192,5 +198,5 @@ def test_real_models(name: str) -> None:
     settle(program)
     found = bindings(program)
     assert found[case.latent] == (Binding.LATENT, True)
-    steps = {path for path, (binding, _) in found.items() if binding is Binding.TIMESTEP}
+    steps = {path for path, known in found.items() if known == (Binding.TIMESTEP, True)}
     assert steps <= {case.timestep}

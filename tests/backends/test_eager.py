@@ -49,7 +49,7 @@ def test_eager_is_the_model_bit_for_bit(dtype: torch.dtype) -> None:
 
 def test_eager_runs_the_graph_asked_for() -> None:
     program = capture(weights(Model()), x := randn(2, 3, 8))
-    Pipeline.parse("exact").run(program)
+    Pipeline.parse("fuse-qkv").run(program)
     assert set(program.graphs) == {"full", "weights"}
     sources = [program.constants[n.name] for n in placeholders(program.graphs["weights"].graph)]
     made = Eager().compile(program, "weights")(*sources)

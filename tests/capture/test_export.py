@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dit_compile.capture.build import identifier
 from dit_compile.capture.export import capture_module
 from dit_compile.errors import CaptureError
 from dit_compile.explanation import example_inputs
+from dit_compile.ir.origin import identifier
 from dit_compile.ir.printer import print_graph
 from dit_compile.ir.program import InputKind, OutputKind, Program
 from dit_compile.ir.verifier import Verifier

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import fx
 
@@ -49,13 +49,17 @@ def modulated_norms(program: Program) -> set[str]:
     return found
 
 
-def sibling_linears(program: Program) -> set[str]:
-    """Linears that share their input, their block and their weight's dtype with another one."""
+def sibling_linears(program: Program, excused: Collection[str] = ()) -> set[str]:
+    """Linears that share their input, their block and their weight's dtype with another one.
+
+    Those in ``excused`` are nobody's siblings.
+    """
     groups = defaultdict(list)
     for node in calls(program, "linear"):
         weight, *rest = node.all_input_nodes[1:]
         block = re.match(r"(.*?\.\d+)(\.|$)", origin_of(node).path)
-        if all(arg.op == "placeholder" and program.is_weight(arg) for arg in (weight, *rest)):
+        known = all(arg.op == "placeholder" and program.is_weight(arg) for arg in (weight, *rest))
+        if known and node.name not in excused:
             key = node.args[0], block and block[1], weight.meta["val"].dtype, len(rest)
             groups[key].append(node.name)
     return {one for group in groups.values() if len(group) > 1 for one in group}

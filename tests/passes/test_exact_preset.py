@@ -13,6 +13,8 @@ from tests.analysis.structures import captured
 from tests.passes import detector
 from tests.passes.irtest import ops, rewrite_on
 
+#: The passes that the detectors know, without those that move work out of the loop.
+PASSES = "remove-noops,eliminate-common,fuse-qkv,fuse-adaln,eliminate-dead"
 #: Quick cases with blocks unlike each other.
 ZOO = (
     "cogview3",
@@ -37,18 +39,6 @@ DETECTORS: dict[str, Callable[[Program], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_nothing_is_left_but_recorded_near_misses(name: str) -> None:
-    program = captured(name)[0]
-    after = program.copy()
-    run = Pipeline.parse("exact").run(after)
-    missed = {record.item.name: {miss.node for miss in record.misses} for record in run.records}
-    for pass_name, detect in DETECTORS.items():
-        assert detect(after) <= missed[pass_name], pass_name
-    for pass_name in ("remove-noops", "eliminate-common"):
-        assert DETECTORS[pass_name](program), f"{name} has nothing for {pass_name} to do"
-
-
 #: What the detectors find as captured: one place of each pattern at the least.
 FOUND = {
     "dit": {"remove-noops": 13, "eliminate-common": 7, "fuse-qkv": 9, "fuse-adaln": 7},
@@ -57,7 +47,7 @@ FOUND = {
     "flux": {"remove-noops": 14, "eliminate-common": 27, "fuse-qkv": 24, "fuse-adaln": 11},
     "wan": {"remove-noops": 22, "eliminate-common": 10, "fuse-qkv": 15, "fuse-adaln": 7},
 }
-#: Operators before and after the preset.
+#: Operators before and after.
 COUNTS = {
     "dit": {
         "aten.linear": (31, 23),
@@ -98,25 +88,35 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_operators_before_and_after(name: str) -> None:
-    """Each pass is verified and compared with float64 here, and changes nothing when run again."""
+@pytest.mark.parametrize("name", ZOO)
+def test_nothing_is_left_but_recorded_near_misses(name: str) -> None:
+    program = captured(name)[0]
+    after = program.copy()
+    run = Pipeline.parse(PASSES).run(after)
+    missed = {record.item.name: {miss.node for miss in record.misses} for record in run.records}
+    for pass_name, detect in DETECTORS.items():
+        assert detect(after) <= missed[pass_name], pass_name
+    found = {pass_name: len(detect(program)) for pass_name, detect in DETECTORS.items()}
+    assert found.items() >= FOUND.get(name, {}).items()
+    assert found["remove-noops"] * found["eliminate-common"] > 0, "there is something to find"
+    counts = {op: (ops(program)[op], ops(after)[op]) for op in COUNTS.get(name, ())}
+    assert counts == COUNTS.get(name, {})
+
+
+@pytest.mark.parametrize("name", ["dit", "flux", "wan"])
+def test_the_preset_is_exact_and_done_at_once(name: str) -> None:
     program, values = captured(name)
     named = zip([node.name for node in placeholders(program.main)], values, strict=True)
-    done = rewrite_on("exact", program, dict(named))
-    before, after = ops(done.before), ops(done.after)
-    assert {op: (before[op], after[op]) for op in COUNTS[name]} == COUNTS[name]
-    assert {key: len(DETECTORS[key](program)) for key in FOUND[name]} == FOUND[name]
-    assert after["aten.scaled_dot_product_attention"] == before["aten.scaled_dot_product_attention"]
-    again = done.after.copy()
+    after = rewrite_on("exact", program, dict(named)).after
+    again = after.copy()
     Pipeline.parse("exact").run(again)
-    assert fingerprint(again) == fingerprint(done.after)
+    assert fingerprint(again) == fingerprint(after)
 
 
 def test_near_misses_of_sd3() -> None:
     """A norm that two attentions modulate each in their own way cannot go into either."""
     after = captured("sd3")[0].copy()
-    records = Pipeline.parse("exact").run(after).records
+    records = Pipeline.parse(PASSES).run(after).records
     misses = [(miss.path, miss.reason) for record in records for miss in record.misses]
     assert [reason for _, reason in misses] == ["the layer norm has another user"] * 2
     assert all(path.startswith("transformer_blocks.") for path, _ in misses)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,7 +59,11 @@ programs = st.lists(
 
 @given(steps=programs)
 @settings(
-    deadline=None, derandomize=True, max_examples=15, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None,
+    derandomize=True,
+    max_examples=15,
+    phases=[Phase.generate],  # shrinking would take minutes
+    suppress_health_check=[HealthCheck.too_slow],
 )
 def test_random_programs(steps: list[tuple[str, int, int]]) -> None:
     inputs: tuple[Any, ...] = (randn(2, D), randn(2, D, seed=1))
@@ -71,4 +75,4 @@ def test_random_programs(steps: list[tuple[str, int, int]]) -> None:
     missed = {miss.node for record in done.records for miss in record.misses}
     for detect in (detector.noops, detector.repeated, detector.modulated_norms, detector.unread):
         assert detect(done.after) <= missed
-    assert detector.sibling_linears(done.after) <= missed
+    assert not detector.sibling_linears(done.after, excused=missed)

@@ -1,0 +1,241 @@
+"""What a Program computes ahead of its steps: once, once a generation, or for all steps at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dit_compile.errors import DitcWarning
+from dit_compile.ir.program import (
+    PROLOGUE,
+    TABLE,
+    WEIGHTS,
+    Binding,
+    InputKind,
+    Program,
+    placeholders,
+)
+from dit_compile.pipeline.registry import find_backend
+from dit_compile.runtime.generation import Call, Lane, Times, Tracker
+from dit_compile.runtime.weights import DerivedWeights
+
+Values = dict[str, Any]
+Key = tuple[tuple[float, ...], ...]
+
+#: Rows of a table that are kept for a lane at most, in bytes.
+_MAX_TABLE_BYTES = 512 << 20
+
+
+@dataclass
+class Prepared:
+    """What is known of a lane's steps before they run.
+
+    Attributes:
+        weights: the derived weights that everything here was computed with.
+        values: what the prologue returned, by name.
+        rows: what the table returned, by name, for each timestep.
+    """
+
+    weights: Sequence[torch.Tensor]
+    values: Values
+    rows: dict[Key, Values] = field(default_factory=dict)
+
+
+class Ahead:
+    """Runs a Program's ahead graphs when, and only when, what they read has changed.
+
+    Args:
+        program: the Program.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._graphs = {name: _Graph.of(program, name) for name, _ in program.ahead_graphs()}
+        constants = program.constants.keys()
+        self._sources = list(
+            dict.fromkeys(
+                read
+                for graph in self._graphs.values()
+                for read in graph.reads
+                if program.inputs[read].kind is InputKind.WEIGHT and read not in constants
+            )
+        )
+        self.weights = DerivedWeights(self._derive)
+        self._batched = True
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to run ahead."""
+        return bool(self._graphs)
+
+    def fill(
+        self, values: Values, call: Call, lane: Lane, tracker: Tracker, *, boundary: bool
+    ) -> None:
+        """Add to ``values`` all that the step graphs read and the caller does not pass.
+
+        Args:
+            values: the call's inputs by name.
+            call: what the Session saw of them.
+            lane: the lane of the call; what is computed is kept there.
+            tracker: knows which timesteps to expect.
+            boundary: a generation begins, so the weights' content is looked at too.
+        """
+        sources = [values[name] for name in self._sources]
+        weights = self.weights.get(sources, check_content=boundary)
+        if WEIGHTS in self._graphs:
+            values.update(zip(self._graphs[WEIGHTS].returns, weights, strict=True))
+        if PROLOGUE not in self._graphs and TABLE not in self._graphs:
+            return
+        if lane.prepared is None or lane.prepared.weights is not weights:
+            lane.prepared = Prepared(weights, self._run(PROLOGUE, values))
+        values.update(lane.prepared.values)
+        if TABLE in self._graphs:
+            values.update(self._row(lane.prepared, values, call, tracker))
+
+    def _derive(self, *sources: torch.Tensor) -> list[torch.Tensor]:
+        values = {**self._program.constants, **dict(zip(self._sources, sources, strict=True))}
+        return list(self._run(WEIGHTS, values).values())
+
+    def _run(self, name: str, values: Mapping[str, Any]) -> Values:
+        graph = self._graphs.get(name)
+        return graph(values) if graph is not None else {}
+
+    def _row(self, prepared: Prepared, values: Values, call: Call, tracker: Tracker) -> Values:
+        """The table's values at the call's timestep, from all that are foreseen at once."""
+        graph = self._graphs[TABLE]
+        clock = [name for name in graph.clock if name in call.timesteps]
+        key = _key(call.timesteps, clock)
+        if key not in prepared.rows:
+            wanted = [key, *_foreseen(tracker, clock, values, key)]
+            missing = [k for k in dict.fromkeys(wanted) if k not in prepared.rows]
+            prepared.rows.update(self._rows(graph, clock, values, missing))
+            _bound(prepared.rows, key)
+        return prepared.rows[key]
+
+    def _rows(
+        self, graph: _Graph, clock: list[str], values: Values, keys: list[Key]
+    ) -> dict[Key, Values]:
+        """The table's values for each of ``keys``; the first is the call's own."""
+        own = graph(values)
+        size = sum(value.numel() * value.element_size() for value in own.values())
+        others = keys[1 : max(1, _MAX_TABLE_BYTES // max(size, 1))]
+        if not others or not self._batched:
+            return {keys[0]: own}
+        try:
+            rows = graph.batched(values, clock, others)
+        except RuntimeError as error:  # an operator that vmap does not know
+            self._batched = False
+            first = str(error).splitlines()[0]
+            warnings.warn(
+                f"ditc: the steps' timesteps are embedded one by one, since {first}",
+                DitcWarning,
+                stacklevel=2,
+            )
+            return {keys[0]: own}
+        return {keys[0]: own, **dict(zip(others, rows, strict=True))}
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One ahead graph, ready to run.
+
+    Attributes:
+        reads, returns: names of its inputs and results.
+        clock: those inputs that are the timestep.
+        strides: what the step graphs were compiled for, for each result.
+    """
+
+    run: Callable[..., Sequence[torch.Tensor]]
+    reads: list[str]
+    returns: list[str]
+    clock: list[str]
+    strides: list[tuple[int, ...] | None]
+
+    @classmethod
+    def of(cls, program: Program, name: str) -> _Graph:
+        reads = [str(node.target) for node in placeholders(program.graphs[name].graph)]
+        returns = [output.name for output in program.outputs[name]]
+        return cls(
+            find_backend("eager").compile(program, name),
+            reads,
+            returns,
+            [
+                read
+                for read in reads
+                if program.inputs[read].kind is InputKind.USER
+                and program.inputs[read].binding is Binding.TIMESTEP
+            ],
+            [_strides(program.producer(result).meta["val"]) for result in returns],
+        )
+
+    def __call__(self, values: Mapping[str, Any]) -> Values:
+        """The results for ``values``, by name."""
+        with torch.no_grad():
+            returned = self.run(*[values[name] for name in self.reads])
+        return self._named(returned)
+
+    def batched(self, values: Values, clock: list[str], keys: list[Key]) -> list[Values]:
+        """The results for each of several timesteps, in one go."""
+        stacked = {
+            name: _stack([key[i] for key in keys], values[name]) for i, name in enumerate(clock)
+        }
+        dims = tuple(0 if name in stacked else None for name in self.reads)
+        given = [stacked.get(name, values[name]) for name in self.reads]
+        with torch.no_grad():
+            returned = torch.func.vmap(self.run, in_dims=dims)(*given)
+        return [self._named(row) for row in zip(*(v.unbind() for v in returned), strict=True)]
+
+    def _named(self, returned: Sequence[torch.Tensor]) -> Values:
+        return {
+            name: _laid_out(value.detach(), strides)
+            for name, value, strides in zip(self.returns, returned, self.strides, strict=True)
+        }
+
+
+def _key(times: Times, clock: Sequence[str]) -> Key:
+    return tuple(times[name] for name in clock)
+
+
+def _foreseen(tracker: Tracker, clock: list[str], values: Values, key: Key) -> list[Key]:
+    """The timesteps to come: those that were stated, else those of the generation before."""
+    stated = tracker.timesteps
+    if stated is None:
+        return [_key(times, clock) for times in tracker.earlier_times]
+    if len(clock) != 1 or len({*key[0]}) != 1 or not isinstance(values[clock[0]], torch.Tensor):
+        return []
+    rounded = torch.tensor(stated, dtype=torch.float64).to(values[clock[0]].dtype).tolist()
+    return [((float(value),) * len(key[0]),) for value in rounded]
+
+
+def _stack(rows: Sequence[tuple[float, ...]], like: torch.Tensor) -> torch.Tensor:
+    """The values of one input at several timesteps, ``[T, *like.shape]``."""
+    flat = torch.tensor(rows, dtype=torch.float64).to(like.device, like.dtype)
+    return flat.reshape(len(rows), *like.shape)
+
+
+def _bound(rows: dict[Key, Values], keep: Key) -> None:
+    """Forget the oldest rows of a table that has grown too large."""
+    size = sum(value.numel() * value.element_size() for value in rows[keep].values())
+    for key in list(rows):
+        if len(rows) * size <= _MAX_TABLE_BYTES:
+            break
+        if key != keep:
+            del rows[key]
+
+
+def _strides(value: Any) -> tuple[int, ...] | None:
+    """Strides that are known for every size; ``None`` if they hang on a symbol."""
+    strides = tuple(value.stride())
+    return strides if all(isinstance(stride, int) for stride in strides) else None
+
+
+def _laid_out(value: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
+    """``value`` with these strides, which compiled code relies on."""
+    if strides is None or value.stride() == strides:
+        return value
+    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(
+        value
+    )
