@@ -27,12 +27,11 @@ class Identity:
         return cls(id(tensor), storage, tensor.data_ptr())
 
     def is_of(self, tensor: torch.Tensor) -> bool:
-        """Whether ``tensor`` is the same object, in the same memory."""
-        return (
-            self.object == id(tensor)
-            and self.storage.cdata == tensor.untyped_storage()._cdata
-            and self.address == tensor.data_ptr()
-        )
+        """Whether ``tensor`` is the same object, in the same memory.
+
+        As long as the old storage lives, nothing else can be at its address.
+        """
+        return self.object == id(tensor) and self.address == tensor.data_ptr() and not self.gone
 
     @property
     def gone(self) -> bool:

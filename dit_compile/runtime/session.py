@@ -29,16 +29,28 @@ _default: ContextVar[tuple[weakref.ref[Any], Session] | None] = ContextVar(
 
 @dataclass(frozen=True)
 class _Followed:
-    """The calls of one Program on one set of weights: models of a class may share a Program."""
+    """The calls of one Program on one model: models of a class may share a Program.
+
+    A few weights tell models apart; whether any weight has changed is looked at elsewhere.
+    """
 
     weights: tuple[Identity, ...]
     tracker: Tracker
 
+    @classmethod
+    def of(cls, weights: Sequence[torch.Tensor], tracker: Tracker) -> _Followed:
+        return cls(tuple(map(Identity.of, _a_few(weights))), tracker)
+
     def serves(self, weights: Sequence[torch.Tensor]) -> bool:
-        return all(seen.is_of(weight) for seen, weight in zip(self.weights, weights, strict=True))
+        return all(map(Identity.is_of, self.weights, _a_few(weights)))
 
     def alive(self) -> bool:
         return not any(seen.gone for seen in self.weights)
+
+
+def _a_few(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Up to eight of ``weights``, spread over them."""
+    return weights[:: max(1, len(weights) // 7)]
 
 
 class Session:
@@ -95,7 +107,7 @@ class Session:
             self.timesteps, clock=program.clock, loud=program.program.schedule.stateful
         )
         kept = [item for item in followed if item.alive()]
-        followed[:] = [*kept, _Followed(tuple(map(Identity.of, weights)), tracker)]
+        followed[:] = [*kept, _Followed.of(weights, tracker)]
         return tracker
 
     def summary(self) -> dict[str, int]:

@@ -203,7 +203,6 @@ def test_compiled_regions_of_autocast_equal_eager() -> None:
             assert torch.equal(value, want)
 
 
-@pytest.mark.xfail(strict=True, reason="ir.fake.evaluate runs under the caller's autocast")
 def test_a_region_without_autocast_inside_an_ambient_one() -> None:
     model, x = weights(Autocast()), randn(2, 4)
     torch._dynamo.reset()
