@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import fx
@@ -111,9 +111,9 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
     """Set the bindings of user inputs from structure and declaration, in place.
 
     One timestep candidate that a linear embeds by itself settles itself, and so does the input that
-    is denoised. Where that one is found, all other inputs are *taken* to be fixed for a generation,
-    and several candidates to be the timestep, without being settled: each call compares them, so a
-    wrong guess is only slower. Where it is not found, inputs stay ``LATENT``.
+    is denoised. Other candidates are *taken* to be the timestep and, where the denoised input is
+    found, all other inputs to be fixed for a generation, without being settled: each call compares
+    them, so a wrong guess is only slower. Where it is not found, they stay ``LATENT``.
 
     Args:
         program: the Program.
@@ -126,8 +126,11 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
     if len(candidates) == 1 and _is_embedded_alone(program, _placeholder(program, candidates[0])):
         program.bind(candidates[0], Binding.TIMESTEP)
     latent = _denoised(program)
+    for name in candidates:
+        if not program.inputs[name].settled:
+            program.bind(name, Binding.TIMESTEP, settled=False)
     if latent is not None:
-        _take_for_granted(program, candidates)
+        _take_for_granted(program)
         program.bind(latent, Binding.LATENT)
     users = {spec.path: spec for spec in program.of_kind(InputKind.USER)}
     for path, text in (declared or {}).items():
@@ -150,14 +153,11 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
         program.bind(users[path].name, binding)
 
 
-def _take_for_granted(program: Program, candidates: Sequence[str]) -> None:
-    """Bind what is unsettled to the earliest time that it may have."""
+def _take_for_granted(program: Program) -> None:
+    """Take what nothing else is known of to be fixed for a generation."""
     for spec in [*program.of_kind(InputKind.USER), *program.of_kind(InputKind.SIZE)]:
-        if spec.settled:
-            continue
-        several = spec.name in candidates and _placeholder(program, spec.name).meta["val"].dim() < 2
-        guess = Binding.TIMESTEP if several else Binding.INVARIANT
-        program.bind(spec.name, guess, settled=False)
+        if not spec.settled and spec.binding is Binding.LATENT:
+            program.bind(spec.name, Binding.INVARIANT, settled=False)
 
 
 def _placeholder(program: Program, name: str) -> fx.Node:

@@ -93,7 +93,7 @@ def list_passes(args: argparse.Namespace) -> None:
     console = terminal()
     console.print(table)
     for name, text in PRESETS.items():
-        console.print(f"preset {name}: {text}")
+        console.print(f"preset {name}: {text}", soft_wrap=True)
     console.print(f"targets: {', '.join(backends())}")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dit_compile.errors import VerificationError
+from dit_compile.errors import PassError, VerificationError
 from dit_compile.ir.schedule import Schedule
 
 
@@ -135,7 +135,7 @@ class Program:
         """The node whose value an earlier graph returns under ``name``.
 
         Raises:
-            KeyError: no graph does.
+            PassError: no graph does.
         """
         for graph_name, module in self.graphs.items():
             values = output_args(module.graph)
@@ -143,7 +143,7 @@ class Program:
                 if output.name == name and output.kind in (OutputKind.DERIVED, OutputKind.STATE):
                     assert isinstance(value, fx.Node)
                     return value
-        raise KeyError(name)
+        raise PassError(f"no graph of the program returns {name!r}")
 
     def of_kind(self, kind: InputKind) -> list[Input]:
         """Inputs of one kind, in order."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from dit_compile.analysis.binding import timestep_candidates
 from dit_compile.backends.base import Backend
 from dit_compile.errors import BackendError
 from dit_compile.ir.program import (
@@ -143,8 +142,9 @@ class _Sight:
     def __init__(self, program: Program) -> None:
         users = program.of_kind(InputKind.USER)
         self._users = [spec.name for spec in users]
-        settled = [s.name for s in users if s.settled and s.binding is Binding.TIMESTEP]
-        self._timesteps = settled or list(timestep_candidates(program))
+        clocks = [spec for spec in users if spec.binding is Binding.TIMESTEP]
+        settled = [spec.name for spec in clocks if spec.settled]
+        self._timesteps = settled or [spec.name for spec in clocks]
         #: ``None`` if which of several candidates is the timestep must be observed.
         self.clock = tuple(settled) if settled or not self._timesteps else None
         latents = {spec.name for spec in users if spec.settled and spec.binding is Binding.LATENT}

@@ -29,20 +29,24 @@ _default: ContextVar[tuple[weakref.ref[Any], Session] | None] = ContextVar(
 
 @dataclass(frozen=True)
 class _Followed:
-    """The calls of one Program on one model: models of a class may share a Program.
+    """The calls of one Program on one set of weights: models of a class may share a Program.
 
-    A few weights tell models apart; whether any weight has changed is looked at elsewhere.
+    All weights are compared by object, and a few by memory too, which costs more: a whole model
+    may be freed and another get its place, a single weight is replaced while the old one lives.
     """
 
+    objects: tuple[int, ...]
     weights: tuple[Identity, ...]
     tracker: Tracker
 
     @classmethod
     def of(cls, weights: Sequence[torch.Tensor], tracker: Tracker) -> _Followed:
-        return cls(tuple(map(Identity.of, _a_few(weights))), tracker)
+        return cls(tuple(map(id, weights)), tuple(map(Identity.of, _a_few(weights))), tracker)
 
     def serves(self, weights: Sequence[torch.Tensor]) -> bool:
-        return all(map(Identity.is_of, self.weights, _a_few(weights)))
+        return self.objects == tuple(map(id, weights)) and all(
+            map(Identity.is_of, self.weights, _a_few(weights))
+        )
 
     def alive(self) -> bool:
         return not any(seen.gone for seen in self.weights)

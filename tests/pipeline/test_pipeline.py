@@ -155,7 +155,7 @@ class TestRecords:
         program = transformer()
         Pipeline.parse("exact").run(program)
         again = Pipeline.parse("exact").run(program)
-        assert [record.changed for record in again.records] == [False] * 5
+        assert not any(record.changed for record in again.records)
 
 
 def fail_half_way(program: Program, rw: Rewriter) -> None:
