@@ -15,7 +15,7 @@ def print_analysis(analysis: Mapping[str, Any], console: Console) -> None:
     for title in ("input", "binding", ""):
         inputs.add_column(title)
     for item in analysis["inputs"]:
-        settled = "" if item["settled"] else "(open: taken as latent until declared or observed)"
+        settled = "" if item["settled"] else "(taken for granted; every call compares it)"
         inputs.add_row(item["name"], item["binding"], settled)
     console.print(inputs)
     counts = ", ".join(f"{count} {when}" for when, count in analysis["nodes_by_binding"].items())

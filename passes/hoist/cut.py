@@ -83,6 +83,9 @@ def within(values: list[Value], max_bytes: int, rw: Rewriter, *, rows: int = 1) 
         del kept[value.node]
         times = f" for each of {rows} steps" if rows > 1 else ""
         rw.miss(value.node, f"{value.kept_bytes:,} bytes{times} exceed max-bytes={max_bytes}")
+    if kept:
+        noun = "value" if len(kept) == 1 else "values"
+        rw.note(f"{len(kept)} {noun}, {total / 1e6:.1f} MB kept")
     return list(kept)
 
 

@@ -52,7 +52,7 @@ def test_everything() -> None:
         .check("x")
         .check_same("latent")
         .check_next("labels")
-        .check_same("(open: taken as latent until declared or observed)")
+        .check_same("(taken for granted; every call compares it)")
         .check_next("nodes by binding time: 3 weight, 5 timestep")
         .check_next("stack blocks: 12 blocks, all alike")
         .check("blocks.0.attn")
