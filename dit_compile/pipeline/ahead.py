@@ -106,7 +106,10 @@ class AheadGraph:
                 self._became[node] = self._input(node)
                 continue
             with self.graph.inserting_before(output_node(self.graph)):
-                self._became[node] = self.graph.node_copy(node, self._became.__getitem__)
+                copy = self.graph.node_copy(node, self._became.__getitem__)
+            # A rewrite upstream may have changed the strides, and compiled readers rely on them.
+            copy.meta["val"] = evaluate(copy, self.program.fake_mode)
+            self._became[node] = copy
         return self._became[value]
 
     def _input(self, source: fx.Node) -> fx.Node:

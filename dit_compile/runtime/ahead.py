@@ -125,7 +125,7 @@ class Ahead:
         if not others or not self._batched:
             return {keys[0]: own}
         try:
-            rows = graph.batched(values, clock, others)
+            rows = graph.batched(values, clock, others, like=own)
         except RuntimeError as error:  # an operator that vmap does not know
             self._batched = False
             first = str(error).splitlines()[0]
@@ -145,14 +145,12 @@ class _Graph:
     Attributes:
         reads, returns: names of its inputs and results.
         clock: those inputs that are the timestep.
-        strides: what the step graphs were compiled for, for each result.
     """
 
     run: Callable[..., Sequence[torch.Tensor]]
     reads: list[str]
     returns: list[str]
     clock: list[str]
-    strides: list[tuple[int, ...] | None]
 
     @classmethod
     def of(cls, program: Program, name: str) -> _Graph:
@@ -168,17 +166,19 @@ class _Graph:
                 if program.inputs[read].kind is InputKind.USER
                 and program.inputs[read].binding is Binding.TIMESTEP
             ],
-            [_strides(program.producer(result).meta["val"]) for result in returns],
         )
 
     def __call__(self, values: Mapping[str, Any]) -> Values:
         """The results for ``values``, by name."""
         with torch.no_grad():
             returned = self.run(*[values[name] for name in self.reads])
-        return self._named(returned)
+        detached = (value.detach() for value in returned)
+        return dict(zip(self.returns, detached, strict=True))
 
-    def batched(self, values: Values, clock: list[str], keys: list[Key]) -> list[Values]:
-        """The results for each of several timesteps, in one go."""
+    def batched(
+        self, values: Values, clock: list[str], keys: list[Key], like: Values
+    ) -> list[Values]:
+        """The results for each of several timesteps in one go, with the strides of ``like``."""
         stacked = {
             name: _stack([key[i] for key in keys], values[name]) for i, name in enumerate(clock)
         }
@@ -186,13 +186,11 @@ class _Graph:
         given = [stacked.get(name, values[name]) for name in self.reads]
         with torch.no_grad():
             returned = torch.func.vmap(self.run, in_dims=dims)(*given)
-        return [self._named(row) for row in zip(*(v.unbind() for v in returned), strict=True)]
-
-    def _named(self, returned: Sequence[torch.Tensor]) -> Values:
-        return {
-            name: _laid_out(value.detach(), strides)
-            for name, value, strides in zip(self.returns, returned, self.strides, strict=True)
-        }
+        rows = zip(*(value.detach().unbind() for value in returned), strict=True)
+        return [
+            {name: _laid_out(v, like[name]) for name, v in zip(self.returns, row, strict=True)}
+            for row in rows
+        ]
 
 
 def _key(times: Times, clock: Sequence[str]) -> Key:
@@ -226,16 +224,10 @@ def _bound(rows: dict[Key, Values], keep: Key) -> None:
             del rows[key]
 
 
-def _strides(value: Any) -> tuple[int, ...] | None:
-    """Strides that are known for every size; ``None`` if they hang on a symbol."""
-    strides = tuple(value.stride())
-    return strides if all(isinstance(stride, int) for stride in strides) else None
-
-
-def _laid_out(value: torch.Tensor, strides: tuple[int, ...] | None) -> torch.Tensor:
-    """``value`` with these strides, which compiled code relies on."""
-    if strides is None or value.stride() == strides:
+def _laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``value`` with the strides of ``like``, which compiled code relies on."""
+    if value.stride() == like.stride():
         return value
-    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(
-        value
-    )
+    return torch.empty_strided(
+        like.shape, like.stride(), dtype=like.dtype, device=like.device
+    ).copy_(value)

@@ -37,10 +37,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counted[graph.returns[0].partition("_")[0]] += 1
         return once(graph, values)
 
-    def count_rows(graph: Any, values: Any, clock: Any, keys: Any) -> Any:
+    def count_rows(graph: Any, values: Any, clock: Any, keys: Any, like: Any) -> Any:
         counted["batches"] += 1
         counted["rows"] += len(keys)
-        return batched(graph, values, clock, keys)
+        return batched(graph, values, clock, keys, like)
 
     monkeypatch.setattr(ahead._Graph, "__call__", count)
     monkeypatch.setattr(ahead._Graph, "batched", count_rows)
