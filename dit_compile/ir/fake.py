@@ -75,6 +75,18 @@ def same_size(left: Any, right: Any) -> bool:
     return bool(statically_known_true(left == right))
 
 
+def unify_sizes(dropped: fx.Node, kept: fx.Node, mode: FakeTensorMode) -> None:
+    """Let ``kept``'s symbols for sizes that only the data tells stand for those of ``dropped``.
+
+    Both compute the same from the same, so their sizes are equal whatever the data.
+    """
+    for old, new in zip(leaves(value_of(dropped)), leaves(value_of(kept)), strict=True):
+        olds, news = (v.shape if isinstance(v, torch.Tensor) else (v,) for v in (old, new))
+        for left, right in zip(olds, news, strict=True):
+            if _is_told_by_data(left) and left.node.expr != right.node.expr:
+                mode.shape_env._eliminate_unbacked(left.node.expr, right.node.expr)
+
+
 def _is_told_by_data(size: Any) -> bool:
     if not isinstance(size, torch.SymInt):
         return False

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from dit_compile.ir.fake import is_getitem
 
@@ -24,15 +23,6 @@ def is_pure(node: fx.Node) -> bool:
         asserts = not target._schema.returns
         return not (mutates(node) or is_random(node) or asserts)
     return getattr(target, "__module__", "") in ("_operator", "torch", "math")
-
-
-def names_sizes(node: fx.Node) -> bool:
-    """Whether ``node`` is where a symbol for a size that only the data tells comes from.
-
-    Two such nodes have different symbols even if they compute the same.
-    """
-    inherited = free_unbacked_symbols([old.meta["val"] for old in node.all_input_nodes])
-    return bool(free_unbacked_symbols(node.meta.get("val")) - inherited)
 
 
 def mutates(node: fx.Node) -> bool:

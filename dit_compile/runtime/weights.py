@@ -8,38 +8,22 @@ from dataclasses import dataclass
 
 import torch
 
-from dit_compile.runtime.identity import Identity, version_of
+from dit_compile.runtime.identity import Seen
 
 _SAMPLE = 32
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a weight looked like when it was last read."""
-
-    identity: Identity
-    version: int | None
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> _Seen:
-        return cls(Identity.of(tensor), version_of(tensor))
-
-    def still(self, tensor: torch.Tensor) -> bool:
-        """Whether ``tensor`` is the same object, with the same storage and version."""
-        return self.version == version_of(tensor) and self.identity.is_of(tensor)
 
 
 @dataclass(frozen=True)
 class _Derived:
     """Derived values and what their sources looked like before they were read."""
 
-    sources: tuple[_Seen, ...]
+    sources: Seen
     sample: torch.Tensor
     values: Sequence[torch.Tensor]
 
     def fresh(self, sources: Sequence[torch.Tensor], check_content: bool) -> bool:
         """Whether the values are those of ``sources`` still."""
-        return all(map(_Seen.still, self.sources, sources)) and (
+        return self.sources.still(sources) and (
             not check_content or torch.equal(self.sample, _sample(sources))
         )
 
@@ -76,7 +60,7 @@ class DerivedWeights:
         with self._lock, torch.no_grad():
             kept = self._kept
             if kept is None or not kept.fresh(sources, check_content):
-                seen, sample = tuple(map(_Seen.of, sources)), _sample(sources)
+                seen, sample = Seen.of(sources), _sample(sources)
                 values = [value.detach() for value in self._compute(*sources)]
                 self._kept = kept = _Derived(seen, sample, values)
                 self.rebuilds += 1
@@ -90,9 +74,7 @@ class DerivedWeights:
     def reads_any(self, identities: Collection[int]) -> bool:
         """Whether a source is one of the tensors with these ``id``s."""
         kept = self._kept
-        return kept is not None and any(
-            seen.identity.object in identities and not seen.identity.gone for seen in kept.sources
-        )
+        return kept is not None and kept.sources.holds_any(identities)
 
 
 def _sample(sources: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from dit_compile.ir.fake import unify_sizes
 from dit_compile.ir.memory import would_share
 from dit_compile.ir.program import Program
-from dit_compile.ir.purity import is_pure, names_sizes
+from dit_compile.ir.purity import is_pure
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -22,7 +23,7 @@ class EliminateCommon(Pass):
     Before:  %a = aten.silu(%c); %b = aten.silu(%c)
     After:   %a = aten.silu(%c), read in both places
     Fires only if: same operator and arguments, nothing written, nothing random, not both returned
-    to the caller, no size that only the data tells.
+    to the caller.
     """
 
     name: ClassVar[str] = "eliminate-common"
@@ -33,7 +34,7 @@ class EliminateCommon(Pass):
         for graph in rw.graphs():
             first: dict[Any, fx.Node] = {}
             for node in list(graph.nodes):
-                if not is_pure(node) or names_sizes(node):
+                if not is_pure(node):
                     continue
                 key = _key(node)
                 known = first.setdefault(key, node)
@@ -43,6 +44,7 @@ class EliminateCommon(Pass):
                     rw.miss(node, shared, known)
                 else:
                     rw.begin(node)
+                    unify_sizes(node, known, program.fake_mode)
                     rw.replace(node, known)
 
 

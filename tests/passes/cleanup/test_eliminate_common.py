@@ -183,3 +183,26 @@ def test_a_value_without_gradient_does_not_stand_in_for_one_with() -> None:
     model.zero_grad()
     run(program, values)[0].backward()
     torch.testing.assert_close(model.linear.weight.grad, wanted)
+
+
+class Chosen(nn.Module):
+    """Reads the same rows of two inputs, found twice, as each block of a masked model does."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        left = x[torch.nonzero(mask.flatten()).flatten()]
+        right = y[torch.nonzero(mask.flatten()).flatten()]
+        return left.exp().sum() + right.sin().sum()
+
+
+@pytest.mark.parametrize("target", ["eager", "inductor"])
+def test_sizes_told_by_equal_data_are_one(target: str) -> None:
+    torch._dynamo.reset()
+    program, _ = from_dynamo(Chosen(), randn(6, 3), randn(6, 3), torch.eye(2, 3).bool())
+    Pipeline.parse("eliminate-common").run(program)
+    assert ops(program)["aten.nonzero"] == 1
+    chosen = Chosen()
+    options = {"passes": "eliminate-common", "target": target, "strict": True}
+    compiled = torch.compile(chosen, backend="ditc", fullgraph=True, options=options)
+    for on in (0, 1, 4):
+        inputs = randn(6, 3), randn(6, 3), torch.arange(6) < on
+        torch.testing.assert_close(compiled(*inputs), chosen(*inputs))
