@@ -15,6 +15,10 @@ class Backend(Protocol):
 
     name: str
 
+    def prepare(self) -> None:
+        """Get ready in the background; called once a compilation is in sight. Must not block."""
+        ...
+
     def supports(self, program: Program) -> list[str]:
         """Reasons why this backend cannot run ``program``; empty if it can."""
         ...

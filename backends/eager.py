@@ -16,6 +16,9 @@ class Eager:
 
     name = "eager"
 
+    def prepare(self) -> None:
+        """An interpreter needs no preparation."""
+
     def supports(self, program: Program) -> list[str]:
         """Every Program can be interpreted."""
         return []

@@ -152,3 +152,7 @@ def _warn(message: str) -> None:
 def _first(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
+
+
+# torch.compile imports this module, then Dynamo traces for seconds before it calls the backend.
+find_backend(Options().target).prepare()

@@ -9,6 +9,7 @@ from dit_compile.passes.fusion.fuse_qkv import FuseQKV
 from dit_compile.passes.hoist.fold_weights import FoldWeights
 from dit_compile.passes.hoist.hoist_invariant import HoistInvariant
 from dit_compile.passes.hoist.hoist_timestep import HoistTimestep
+from dit_compile.passes.lower.widen_products import WidenProducts
 
 ALL = (
     RemoveNoops,
@@ -20,4 +21,5 @@ ALL = (
     HoistInvariant,
     HoistTimestep,
     InsertBlockCache,
+    WidenProducts,
 )

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from dit_compile.backends.eager import Eager
 from torch import Tensor, nn
 
 import dit_compile as ditc
 from dit_compile import torch_backend
+from dit_compile.backends.eager import Eager
 from dit_compile.errors import BackendError, CaptureError, DitcWarning, OptionError, PipelineError
 from dit_compile.ir.program import Program, output_node
 from dit_compile.pipeline import registry

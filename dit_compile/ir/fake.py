@@ -80,6 +80,8 @@ def unify_sizes(dropped: fx.Node, kept: fx.Node, mode: FakeTensorMode) -> None:
 
     Both compute the same from the same, so their sizes are equal whatever the data.
     """
+    if mode.shape_env is None:
+        return
     for old, new in zip(leaves(value_of(dropped)), leaves(value_of(kept)), strict=True):
         olds, news = (v.shape if isinstance(v, torch.Tensor) else (v,) for v in (old, new))
         for left, right in zip(olds, news, strict=True):

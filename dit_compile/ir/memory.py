@@ -23,17 +23,17 @@ def would_share(old: fx.Node, new: fx.Node) -> str:
     returned = _returned(old.graph)
     if old not in returned:
         return ""
-    owner = _owner(new)
+    owner = owner_of(new)
     if owner.op == "placeholder":
         return "the caller would get an input itself, not a copy"
     return "two results would share their memory" if owner in returned else ""
 
 
 def _returned(graph: fx.Graph) -> list[fx.Node]:
-    return [_owner(arg) for arg in output_args(graph) if isinstance(arg, fx.Node)]
+    return [owner_of(arg) for arg in output_args(graph) if isinstance(arg, fx.Node)]
 
 
-def _owner(node: fx.Node) -> fx.Node:
+def owner_of(node: fx.Node) -> fx.Node:
     """The node whose memory ``node`` shows: itself, unless its operator gives a view."""
     while is_getitem(node) or _is_view(node):
         source = node.args[0]

@@ -6,7 +6,7 @@ from dit_compile.errors import OptionError, suggest
 
 _EXACT = (
     "remove-noops,eliminate-common,fuse-qkv,fuse-adaln,"
-    "fold-weights,hoist-invariant,hoist-timestep,eliminate-dead"
+    "fold-weights,hoist-invariant,hoist-timestep,widen-products,eliminate-dead"
 )
 
 PRESETS: dict[str, str] = {

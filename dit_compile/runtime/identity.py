@@ -77,8 +77,9 @@ class Seen:
 def _facts(
     tensors: Sequence[torch.Tensor],
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int | None, ...]]:
+    versions: tuple[int | None, ...]
     try:
-        versions = tuple(map(torch.Tensor._version.__get__, tensors))
+        versions = tuple(tensor._version for tensor in tensors)
     except RuntimeError:  # inference tensors are among them
         versions = tuple(map(version_of, tensors))
     return tuple(map(id, tensors)), tuple(map(torch.Tensor.data_ptr, tensors)), versions

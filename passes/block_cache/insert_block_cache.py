@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dit_compile.passes.block_cache.insertion import Site, add_state_outputs, make_variant
-from dit_compile.passes.block_cache.interval import Interval
-from dit_compile.passes.block_cache.policies import POLICIES
 from typing_extensions import Self
 
 from dit_compile.analysis.blocks import find_stacks
 from dit_compile.errors import PipelineError, suggest
 from dit_compile.ir.program import MAIN, Program
 from dit_compile.ir.schedule import Schedule
+from dit_compile.passes.block_cache.insertion import Site, add_state_outputs, make_variant
+from dit_compile.passes.block_cache.interval import Interval
+from dit_compile.passes.block_cache.policies import POLICIES
 from dit_compile.pipeline.base import Kind, Pass, changed_fields, coerce, unknown_option
 from dit_compile.pipeline.rewriter import Rewriter
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_compile.passes.hoist.cut import within, worthwhile
-
 from dit_compile.ir.program import MAIN, WEIGHTS, Binding, Program
+from dit_compile.passes.hoist.cut import within, worthwhile
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 

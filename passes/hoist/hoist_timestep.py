@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dit_compile.passes.hoist.cut import within, worthwhile
-
 from dit_compile.errors import PipelineError
 from dit_compile.ir.program import MAIN, TABLE, Binding, Program
+from dit_compile.passes.hoist.cut import within, worthwhile
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 

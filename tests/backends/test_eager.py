@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dit_compile.backends.eager import Eager, InDouble, widen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dit_compile.backends.eager import Eager, InDouble, widen
 from dit_compile.ir.program import MAIN, placeholders
 from dit_compile.pipeline.pipeline import Pipeline
 from tests.passes.irtest import capture, randn, weights

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dit_compile.backends.inductor import Inductor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dit_compile.backends.inductor import Inductor
 from dit_compile.errors import BackendError
 from dit_compile.ir.program import MAIN, placeholders
 from dit_compile.pipeline.pipeline import Pipeline
@@ -48,7 +48,7 @@ def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*_: object) -> None:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr("dit_compile.backends.inductor.compile_fx", refuse)
+    monkeypatch.setattr("dit_compile.backends.inductor.backend.compile_fx", refuse)
     program = capture(weights(Model()), randn(3, 8), randn(3, 8))
     assert Inductor().supports(program) == []
     with pytest.raises(BackendError, match="cannot compile graph @full: RuntimeError: no compiler"):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from dit_compile.passes.block_cache.interval import Interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
@@ -18,6 +17,7 @@ from dit_compile.errors import VerificationError
 from dit_compile.ir.fingerprint import computation, fingerprint
 from dit_compile.ir.program import Binding, Output, OutputKind, Program, output_node
 from dit_compile.ir.schedule import Schedule
+from dit_compile.passes.block_cache.interval import Interval
 from tests.ir.models import aten, calls, layers, noise, program_of, transformer
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dit_compile.passes.block_cache.interval import Interval
-
 from dit_compile.ir.schedule import Schedule, Step
+from dit_compile.passes.block_cache.interval import Interval
 
 CACHED = Schedule("full", Interval(interval=3), (((1,), "full"), ((0,), "reuse")))
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from dit_compile.backends.eager import Eager
 from torch import Tensor, nn
 
 import dit_compile as ditc
+from dit_compile.backends.eager import Eager
 from dit_compile.capture.export import capture_module
 from dit_compile.errors import BackendError
 from dit_compile.ir.program import WEIGHTS, Program

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from dit_compile.passes.block_cache.insert_block_cache import InsertBlockCache
-from dit_compile.passes.block_cache.interval import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import FileCheck
@@ -18,6 +16,8 @@ from dit_compile.ir.fingerprint import fingerprint, graph_fingerprint
 from dit_compile.ir.printer import print_graph
 from dit_compile.ir.program import MAIN, Binding, InputKind, OutputKind, Program, placeholders
 from dit_compile.ir.schedule import Step
+from dit_compile.passes.block_cache.insert_block_cache import InsertBlockCache
+from dit_compile.passes.block_cache.interval import Interval
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.reference import run_reference
 from tests.analysis.structures import captured

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from dit_compile.passes.block_cache.interval import Interval
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_compile.errors import PipelineError
 from dit_compile.ir.schedule import Schedule
+from dit_compile.passes.block_cache.interval import Interval
 
 
 def mask(interval: int, steps: int) -> str:

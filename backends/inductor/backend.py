@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._guards import TracingContext, tracing
 from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 from torch._subclasses import FakeTensorMode
 
+from dit_compile.backends.inductor import warmup
+from dit_compile.backends.inductor.outline import outline
 from dit_compile.errors import BackendError
 from dit_compile.ir.program import InputKind, Program, copy_graph, placeholders
 
@@ -33,6 +36,10 @@ class Inductor:
 
     name = "inductor"
 
+    def prepare(self) -> None:
+        """Find out about the CPU in the background."""
+        warmup.start()
+
     def supports(self, program: Program) -> list[str]:
         """Inductor compiles everything that AOTAutograd can trace."""
         return []
@@ -40,14 +47,20 @@ class Inductor:
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
         """One graph, compiled. Own operators decompose while AOTAutograd traces."""
         module = copy_graph(program.graphs[graph])
+        settings = _settings(program, module.graph)
+        if not program.training:
+            outline(module, _HEAVY, name=f"{graph}_region")
         fakes = [node.meta["val"] for node in placeholders(module.graph)]
+        warmup.finish()
         try:
             with (
                 _context(program.fake_mode, lasting=program.training),
-                inductor_config.patch(_settings(program, module.graph)),
+                inductor_config.patch(settings),
                 torch._C._DisableAutocast(),  # its casts are in the graph
             ):
                 compiled = compile_fx(module, fakes)
+        except TensorifyScalarRestartAnalysis:
+            raise  # no failure: Dynamo traces once more
         except Exception as error:
             raise BackendError(
                 f"Inductor cannot compile graph @{graph}: {type(error).__name__}: {error}"

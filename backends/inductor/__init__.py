@@ -1,0 +1,5 @@
+"""The Inductor backend."""
+
+from dit_compile.backends.inductor.backend import Inductor
+
+__all__ = ["Inductor"]

@@ -1,0 +1,1 @@
+"""How an operator is computed best on the target."""
