@@ -71,7 +71,8 @@ def find_repeats(graph: fx.Graph, heavy: Collection[Any]) -> list[Repeat]:
         heavy: operators that no compiler fuses with what surrounds them. A border is put where it
             separates the fewest bytes that would have been fused.
     """
-    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    # A view of an input costs nothing and is not repeated work: regions are given it.
+    nodes = [node for node in graph.nodes if owner_of(node).op == "call_function"]
     return list(_Finder(nodes, heavy).within(0, len(nodes)))
 
 

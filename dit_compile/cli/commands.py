@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,27 @@ def demo(args: argparse.Namespace) -> None:
             interval=args.interval,
             guidance_scale=args.guidance_scale,
             seed=args.seed,
+        )
+    )
+
+
+def bench_exact(args: argparse.Namespace) -> None:
+    """``ditc bench exact``: the default preset against eager and torch.compile."""
+    from dit_compile.bench.exact import BenchOptions, run_bench
+
+    run_bench(
+        BenchOptions(
+            models=tuple(args.models.split(",")),
+            ways=tuple(args.ways.split(",")),
+            dtype=args.dtype,
+            device=args.device,
+            batch=args.batch,
+            steps=args.steps,
+            repeats=args.repeats,
+            blocks=args.blocks,
+            compile_times=not args.no_compile_times,
+            out=args.out,
+            command=shlex.join(["ditc", *sys.argv[1:]]),
         )
     )
 

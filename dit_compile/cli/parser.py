@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     demo.set_defaults(command=commands.demo)
 
+    bench = subs.add_parser("bench", help="measure against eager and torch.compile")
+    kinds = bench.add_subparsers(required=True, metavar="what")
+    _add_bench_exact(kinds.add_parser("exact", help="the exact passes, on full-size models"))
+
     roofline = subs.add_parser("roofline", help="measure this machine's peak rates")
     roofline.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     roofline.add_argument("--refresh", action="store_true", help="measure again")
@@ -79,6 +83,20 @@ def _parser() -> argparse.ArgumentParser:
     listing = subs.add_parser("passes", help="list all passes, presets and targets")
     listing.set_defaults(command=commands.list_passes)
     return parser
+
+
+def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
+    exact.add_argument("--models", default="dit-xl-2-256,pixart-sigma-512", help="(%(default)s)")
+    exact.add_argument("--ways", default="eager,default,best,ditc", help="(%(default)s)")
+    exact.add_argument("--dtype", default="bfloat16", help="(%(default)s)")
+    exact.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    exact.add_argument("--batch", type=int, default=2, help="latents at a time (%(default)s)")
+    exact.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    exact.add_argument("--repeats", type=int, default=7, help="timed steps (%(default)s)")
+    exact.add_argument("--blocks", type=int, help="cut the models to this many blocks of each kind")
+    exact.add_argument("--no-compile-times", action="store_true", help="steady state alone")
+    exact.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
+    exact.set_defaults(command=commands.bench_exact)
 
 
 def _add_target(parser: argparse.ArgumentParser, *, default: str | None) -> None:

@@ -46,4 +46,12 @@ def _is_view(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or not target._schema.arguments:
         return False
+    if target._overloadpacket is torch.ops.aten.to and _changes_dtype(node):
+        return False
     return target._schema.arguments[0].alias_info is not None
+
+
+def _changes_dtype(node: fx.Node) -> bool:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return bool(node.meta["val"].dtype != source.meta["val"].dtype)

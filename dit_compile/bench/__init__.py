@@ -1,0 +1,1 @@
+"""``ditc bench``: measured comparisons on full-size models with random weights."""

@@ -1,0 +1,231 @@
+"""``ditc bench exact``: the default preset against eager and torch.compile, on full-size models."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+from rich.table import Table
+
+from dit_compile.analysis.roofline import Roofline, load_or_measure
+from dit_compile.bench.cases import find_case
+from dit_compile.bench.plot import require, save_plot
+from dit_compile.bench.ways import find_way
+from dit_compile.bench.worker import Job, Measured
+from dit_compile.errors import DitcError, OptionError
+from dit_compile.report.table import terminal
+
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured.
+
+    Attributes:
+        models, ways: names; see ``cases`` and ``ways``.
+        dtype, device, batch, steps, repeats, blocks: see :class:`~dit_compile.bench.worker.Job`.
+        compile_times: also measure first calls with an empty cache and with a full one.
+        out: folder for ``exact.json`` and ``exact.png``.
+        command: what the user typed, kept with the results.
+    """
+
+    models: tuple[str, ...]
+    ways: tuple[str, ...]
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    batch: int = 2
+    steps: int = 50
+    repeats: int = 7
+    blocks: int | None = None
+    compile_times: bool = True
+    out: str = "bench_out"
+    command: str = ""
+
+    def job(self, model: str, ways: Sequence[str], repeats: int) -> Job:
+        """One process's work."""
+        return Job(
+            model,
+            tuple(ways),
+            self.dtype,
+            self.device,
+            self.batch,
+            self.steps,
+            repeats,
+            self.blocks,
+        )
+
+
+@dataclass
+class Row:
+    """What was measured of one model and one way.
+
+    Attributes:
+        model, way: names.
+        seconds: median time of a step.
+        speedup: median ratio of default's time to this way's, step by step; and its 95 % interval.
+        share: of the roofline's arithmetic peak, by the plain model's operations.
+        error: relative error against eager.
+        cold, warm: seconds of the first call with an empty cache and with a full one.
+        peak_bytes: most memory held by a process that starts warm.
+    """
+
+    model: str
+    way: str
+    seconds: float
+    speedup: float
+    interval: tuple[float, float]
+    share: float
+    error: float
+    cold: float | None = None
+    warm: float | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass
+class Results:
+    """All rows, and what they hold for."""
+
+    date: str
+    command: str
+    options: dict[str, Any]
+    setup: dict[str, str]
+    rows: list[Row] = field(default_factory=list)
+
+
+def run_bench(options: BenchOptions) -> Results:
+    """Measure, print the table, and write JSON and a plot.
+
+    Raises:
+        OptionError: an unknown model or way, or a number out of range.
+        MissingDependencyError: diffusers or matplotlib is missing.
+        DitcError: a measurement failed; what it printed is part of the message.
+    """
+    _check(options)
+    roofline = load_or_measure(options.device)
+    date = datetime.date.today().isoformat()
+    results = Results(date, options.command, asdict(options), dict(roofline.setup))
+    with Progress(console=terminal(stderr=True)) as progress:
+        for model in options.models:
+            results.rows += _rows(model, options, roofline, progress)
+    terminal().print(_table(results))
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "exact.json").write_text(json.dumps(asdict(results), indent=2) + "\n")
+    save_plot(out / "exact.png", results.rows)
+    return results
+
+
+def _check(options: BenchOptions) -> None:
+    require()
+    for model in options.models:
+        find_case(model)
+    for way in options.ways:
+        find_way(way)
+    if options.repeats < 5 or options.batch < 1 or options.steps < 2:
+        raise OptionError("the bench needs at least 5 repeats, a batch of 1 and 2 steps")
+
+
+def _rows(
+    model: str, options: BenchOptions, roofline: Roofline, progress: Progress
+) -> Iterator[Row]:
+    compiled = [way for way in options.ways if way != "eager"] if options.compile_times else []
+    bar = progress.add_task(model, total=2 * len(compiled) + 1)
+    first: dict[str, tuple[Measured, Measured]] = {}
+    for way in compiled:
+        with tempfile.TemporaryDirectory() as cache:
+            job = options.job(model, [way], 0)
+            pair = []
+            for _ in ("cold", "warm"):
+                pair.append(_spawn(job, cache))
+                progress.advance(bar)
+            first[way] = pair[0], pair[1]
+    with tempfile.TemporaryDirectory() as cache:
+        steady = _spawn(options.job(model, options.ways, options.repeats), cache)
+    progress.advance(bar)
+    base = steady.seconds["default" if "default" in options.ways else options.ways[0]]
+    for way, seconds in steady.seconds.items():
+        ratios = [theirs / ours for theirs, ours in zip(base, seconds, strict=True)]
+        median = statistics.median(seconds)
+        row = Row(
+            model,
+            way,
+            median,
+            statistics.median(ratios),
+            _interval(ratios),
+            steady.flops / median / roofline.peak(options.dtype),
+            steady.error[way],
+        )
+        if way in first:
+            cold, warm = first[way]
+            row.cold, row.warm = cold.first_call[way], warm.first_call[way]
+            row.peak_bytes = warm.peak_bytes
+        yield row
+
+
+def _spawn(job: Job, cache: str) -> Measured:
+    """Measure in a process of its own, with Inductor's cache in the folder ``cache``."""
+    done = subprocess.run(  # noqa: S603 - our own module, our own arguments
+        [sys.executable, "-m", "dit_compile.bench.worker", json.dumps(asdict(job))],
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise DitcError(f"measuring {job.case} as {', '.join(job.ways)} failed:\n{last}")
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median, by resampling."""
+    draw = random.Random(0)  # noqa: S311 - statistics, not secrets
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_DRAWS))
+    return medians[int(0.025 * _DRAWS)], medians[int(0.975 * _DRAWS)]
+
+
+def _table(results: Results) -> Table:
+    options = results.options
+    table = Table(
+        title=f"{options['dtype']}, batch {options['batch']}, {results.setup['processor']}, "
+        f"torch {results.setup['torch']}, {results.date}",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
+    for title in ("model", "way"):
+        table.add_column(title)
+    for title in _COLUMNS:
+        table.add_column(title, justify="right")
+    last = ""
+    for row in results.rows:
+        table.add_row(row.model if row.model != last else "", row.way, *_cells(row))
+        last = row.model
+    return table
+
+
+_COLUMNS = ("s/step", "speed-up", "95 %", "roofline", "error", "cold", "warm", "peak")
+
+
+def _cells(row: Row) -> Iterator[str]:
+    low, high = row.interval
+    yield f"{row.seconds:.3f}"
+    yield f"{row.speedup:.2f}x"
+    yield f"{low:.2f} to {high:.2f}"
+    yield f"{100 * row.share:.0f} %"
+    yield f"{row.error:.0e}"
+    yield f"{row.cold:.1f} s" if row.cold is not None else "-"
+    yield f"{row.warm:.1f} s" if row.warm is not None else "-"
+    yield f"{row.peak_bytes / 2**30:.1f} GiB" if row.peak_bytes is not None else "-"

@@ -1,0 +1,52 @@
+"""The plot of a bench."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dit_compile.errors import MissingDependencyError
+
+
+class _Bar(Protocol):
+    model: str
+    way: str
+    speedup: float
+    interval: tuple[float, float]
+
+
+def require() -> Any:
+    """Matplotlib's figure module.
+
+    Raises:
+        MissingDependencyError: it is missing.
+    """
+    try:
+        return importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the bench draws with matplotlib; install it with: pip install 'dit-compile[bench]'"
+        ) from error
+
+
+def save_plot(path: Path, rows: Sequence[_Bar]) -> None:
+    """Bars of the speed-up over torch.compile by model and way, with their intervals."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    ways = list(dict.fromkeys(row.way for row in rows))
+    figure = require().Figure(figsize=(2 + 1.6 * len(models), 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(ways)
+    for number, way in enumerate(ways):
+        mine = [row for row in rows if row.way == way]
+        places = [models.index(row.model) + (number - (len(ways) - 1) / 2) * width for row in mine]
+        heights = [row.speedup for row in mine]
+        low = [max(0.0, row.speedup - row.interval[0]) for row in mine]
+        high = [max(0.0, row.interval[1] - row.speedup) for row in mine]
+        axes.bar(places, heights, width, yerr=[low, high], capsize=2, label=way)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(models)), models, rotation=20, ha="right")
+    axes.set_ylabel("speed-up over torch.compile")
+    axes.legend(frameon=False, ncols=len(ways))
+    figure.savefig(path, dpi=150)
