@@ -151,6 +151,8 @@ class Pipeline:
                     raise failed.error from failed.__cause__
                 failures[failed.position] = str(failed.error)
                 continue
+            for module in program.graphs.values():
+                module.recompile()
             run.seconds = time.perf_counter() - started
             return run
 

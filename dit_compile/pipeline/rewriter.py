@@ -221,10 +221,8 @@ class Rewriter:
         self.notes.append(text)
 
     def finish(self) -> None:
-        """Close the last rewrite and recompile the graphs."""
+        """Close the last rewrite."""
         self._close()
-        for module in self.program.graphs.values():
-            module.recompile()
 
     # -- inside ----------------------------------------------------------------------------------
 
