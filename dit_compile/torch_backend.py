@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,13 +130,34 @@ def ditc(
 
 def build(module: fx.GraphModule, pipeline: Pipeline, options: Options) -> CompiledProgram:
     """Capture, rewrite and compile one graph from Dynamo."""
-    program = capture_dynamo(module)
+    return _assemble(capture_dynamo(module), pipeline, options)
+
+
+def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> CompiledProgram:
+    """Rewrite and compile a captured Program, which stays as it is to start from again."""
+    program = captured.copy()
     settle(program, options.bindings)
     run = run_passes(program, pipeline, options)
     for record in run.dropped:
         _warn(f"pass {record.item.name} is left out: {record.failure.splitlines()[0]}")
+
+    def rebind(names: Collection[str]) -> CompiledProgram | None:
+        paths = sorted(captured.inputs[name].path for name in names)
+        _warn(
+            f"{', '.join(paths)} changes from step to step, which structure did not tell; compiling "
+            f'once more. options={{"bindings": {dict.fromkeys(paths, "latent")}}} saves that'
+        )
+        bindings = {**options.bindings, **dict.fromkeys(paths, "latent")}
+        try:
+            return _assemble(captured, pipeline, dataclasses.replace(options, bindings=bindings))
+        except Exception as error:
+            if options.strict:
+                raise
+            _warn(f"that failed, so it stays as it was: {type(error).__name__}: {_first(error)}")
+            return None
+
     backend: Backend = find_backend(options.target)
-    return CompiledProgram(program, backend)
+    return CompiledProgram(program, backend, rebind)
 
 
 def run_passes(program: Program, pipeline: Pipeline, options: Options) -> PipelineRun:

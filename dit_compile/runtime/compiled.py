@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from dit_compile.runtime.generation import Call, Place
 from dit_compile.runtime.session import current
 from dit_compile.runtime.weights import DerivedWeights
 
+#: Makes a compiled Program again with some inputs bound as latents; ``None`` if that failed.
+Rebind = Callable[[Collection[str]], "CompiledProgram | None"]
+
 #: All live sets of derived weights, for :func:`invalidate`.
 _deriving: weakref.WeakSet[DerivedWeights] = weakref.WeakSet()
 
@@ -33,16 +37,23 @@ class CompiledProgram:
     Args:
         program: the Program; it must not be rewritten afterwards.
         backend: compiles its graphs, all of them now, so that nothing compiles while sampling.
+        rebind: makes this again with the inputs of these names bound as latents; called once calls
+            show that they change within a generation.
 
     Raises:
         BackendError: the backend does not support the Program.
     """
 
-    def __init__(self, program: Program, backend: Backend) -> None:
+    def __init__(
+        self, program: Program, backend: Backend, rebind: Rebind | None = None
+    ) -> None:
         reasons = backend.supports(program)
         if reasons:
             raise BackendError(f"{backend.name} cannot run this program: {'; '.join(reasons)}")
         self.program = program
+        self._rebind = rebind
+        self._successor: CompiledProgram | None = None
+        self._lock = threading.Lock()
         self.arguments = [
             spec.name
             for spec in program.inputs.values()
@@ -76,6 +87,8 @@ class CompiledProgram:
         Returns:
             The results for the caller, flat.
         """
+        if self._successor is not None:
+            return self._successor(*args)
         values: Values = dict(zip(self.arguments, args, strict=True))
         values.update(self.program.constants)
         if not self._ahead and not self.program.schedule.stateful:
@@ -85,12 +98,23 @@ class CompiledProgram:
         try:
             call = self._sight.look(values)
             place = tracker.place(call)
+            if tracker.moving and self._succeeded(tracker.moving):
+                tracker.end()
+                return self(*args)
             self.clock = self.clock or tracker.clock
             self._ahead.fill(values, call, place.lane, tracker, boundary=place.boundary)
             return self._finish(self._choose(place), values, place)
         except BaseException:
             tracker.end()
             raise
+
+    def _succeeded(self, moving: Collection[str]) -> bool:
+        """Make a successor for which these inputs are latents, once; whether there is one."""
+        with self._lock:
+            if self._rebind is not None and self._successor is None:
+                rebind, self._rebind = self._rebind, None
+                self._successor = rebind(moving)
+        return self._successor is not None
 
     def _choose(self, place: Place) -> str:
         schedule = self.program.schedule

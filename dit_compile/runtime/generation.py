@@ -6,6 +6,7 @@ The rule is: reuse only what is certain. Where a call cannot be placed, it is co
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -76,6 +77,7 @@ class Generation:
         turn: the way time went to get here from a generation of one step, if it was unexpected.
         seen: the timesteps of its steps so far.
         lanes: its streams of evaluations.
+        moved: how often an input was new to every lane after the first step.
         ambiguous: why its calls cannot be placed, empty if they can.
         over: whether it was ended from outside.
     """
@@ -84,6 +86,7 @@ class Generation:
     turn: int = 0
     seen: list[Times] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
+    moved: Counter[str] = field(default_factory=Counter)
     ambiguous: str = ""
     over: bool = False
 
@@ -151,6 +154,15 @@ class Tracker:
             certain=follows and self.clock is not None and not generation.ambiguous,
             boundary=step.index == 0 or not follows,
         )
+
+    @property
+    def moving(self) -> set[str]:
+        """Inputs that were taken to be fixed for a generation and are not.
+
+        A lane may begin late, as guidance does in some schemes, which is one change.
+        """
+        moved = self.generation.moved if self.generation is not None else Counter[str]()
+        return {name for name, times in moved.items() if times > 1}
 
     def end(self) -> None:
         """End the generation and free its state, for example after an exception.
@@ -257,6 +269,8 @@ class Tracker:
         for lane in generation.lanes:
             if lane.serves(context):
                 return lane
+        if len(generation.seen) > 1:
+            generation.moved.update(n for n, value in context.items() if _is_new(generation, n, value))
         lane = Lane({name: Held.of(value) for name, value in context.items()})
         known = (earlier for earlier in self._earlier_lanes if earlier.serves(context))
         lane.prepared = next((earlier.prepared for earlier in known), None)
@@ -277,6 +291,12 @@ class Tracker:
                 DitcWarning,
                 stacklevel=2,
             )
+
+
+def _is_new(generation: Generation, name: str, value: object) -> bool:
+    """Whether no lane has had this value of an input."""
+    held = (lane.context[name] for lane in generation.lanes if name in lane.context)
+    return not any(each.same(value) for each in held)
 
 
 def _seems_last(seen: Sequence[float]) -> bool:
