@@ -5,6 +5,7 @@ from dit_compile.passes.cleanup.eliminate_common import EliminateCommon
 from dit_compile.passes.cleanup.eliminate_dead import EliminateDead
 from dit_compile.passes.cleanup.remove_noops import RemoveNoops
 from dit_compile.passes.fusion.fuse_adaln import FuseAdaLN
+from dit_compile.passes.fusion.fuse_attention import FuseAttention
 from dit_compile.passes.fusion.fuse_qkv import FuseQKV
 from dit_compile.passes.hoist.fold_weights import FoldWeights
 from dit_compile.passes.hoist.hoist_invariant import HoistInvariant
@@ -16,6 +17,7 @@ ALL = (
     EliminateCommon,
     EliminateDead,
     FuseQKV,
+    FuseAttention,
     FuseAdaLN,
     FoldWeights,
     HoistInvariant,

@@ -65,7 +65,7 @@ def test_print(explanation: Explanation) -> None:
 def test_diff(explanation: Explanation) -> None:
     both = explanation.diff().splitlines()
     one = explanation.diff("fuse-adaln").splitlines()
-    assert one[0] == "#3 fuse-adaln @ blocks.0 (x3 identical, shown once)"
+    assert one[0] == "#4 fuse-adaln @ blocks.0 (x3 identical, shown once)"
     assert set(one) < set(both)
     assert explanation.diff("remove-noops") == "(no change)"
     with pytest.raises(OptionError, match="no pass 'fuse-adln' has run; did you mean 'fuse-adaln'"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dit_compile.errors import OptionError, suggest
 
 _EXACT = (
-    "remove-noops,eliminate-common,fuse-qkv,fuse-adaln,"
+    "remove-noops,eliminate-common,fuse-attention,fuse-qkv,fuse-adaln,"
     "fold-weights,hoist-invariant,hoist-timestep,widen-products,eliminate-dead"
 )
 

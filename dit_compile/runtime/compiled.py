@@ -44,9 +44,7 @@ class CompiledProgram:
         BackendError: the backend does not support the Program.
     """
 
-    def __init__(
-        self, program: Program, backend: Backend, rebind: Rebind | None = None
-    ) -> None:
+    def __init__(self, program: Program, backend: Backend, rebind: Rebind | None = None) -> None:
         reasons = backend.supports(program)
         if reasons:
             raise BackendError(f"{backend.name} cannot run this program: {'; '.join(reasons)}")
@@ -110,8 +108,10 @@ class CompiledProgram:
 
     def _succeeded(self, moving: Collection[str]) -> bool:
         """Make a successor for which these inputs are latents, once; whether there is one."""
+        if self.program.schedule.stateful:
+            return False  # other conditions may be another generation, whose state is not ours
         with self._lock:
-            if self._rebind is not None and self._successor is None:
+            if self._rebind is not None:
                 rebind, self._rebind = self._rebind, None
                 self._successor = rebind(moving)
         return self._successor is not None

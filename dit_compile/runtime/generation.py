@@ -270,7 +270,9 @@ class Tracker:
             if lane.serves(context):
                 return lane
         if len(generation.seen) > 1:
-            generation.moved.update(n for n, value in context.items() if _is_new(generation, n, value))
+            generation.moved.update(
+                n for n, value in context.items() if _is_new(generation, n, value)
+            )
         lane = Lane({name: Held.of(value) for name, value in context.items()})
         known = (earlier for earlier in self._earlier_lanes if earlier.serves(context))
         lane.prepared = next((earlier.prepared for earlier in known), None)
