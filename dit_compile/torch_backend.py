@@ -144,8 +144,9 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
     def rebind(names: Collection[str]) -> CompiledProgram | None:
         paths = sorted(captured.inputs[name].path for name in names)
         _warn(
-            f"{', '.join(paths)} changes from step to step, which structure did not tell; compiling "
-            f'once more. options={{"bindings": {dict.fromkeys(paths, "latent")}}} saves that'
+            f"{', '.join(paths)} changes from step to step, which structure did not tell; "
+            f'compiling once more. options={{"bindings": {dict.fromkeys(paths, "latent")}}} saves '
+            "that"
         )
         bindings = {**options.bindings, **dict.fromkeys(paths, "latent")}
         try:
