@@ -19,6 +19,7 @@ from torch import fx
 
 from dit_compile.ir.fake import leaves
 from dit_compile.ir.memory import owner_of
+from dit_compile.ir.purity import is_pure
 
 #: Nodes that must match in a row before a distance counts as a period.
 _WINDOW = 6
@@ -180,7 +181,7 @@ class _Finder:
         if len(regions) < 2 or not any(self.heavy[begin : begin + period]):
             return None
         repeat = Repeat(regions)
-        return repeat if _owns_results(repeat) else None
+        return repeat if _can_be_called(repeat) else None
 
     def _form(self, start: int, period: int) -> list[list[int]]:
         """For each node of a region, where in the region its arguments are; -1 if outside."""
@@ -203,11 +204,15 @@ def _nearest(marked: list[bool]) -> tuple[list[int], list[int]]:
     return before, after[::-1]
 
 
-def _owns_results(repeat: Repeat) -> bool:
-    """Whether each result has memory of its own, as a called region must return it."""
-    owners = []
+def _can_be_called(repeat: Repeat) -> bool:
+    """Whether a call can stand for a region: it is pure, and returns tensors of its own memory."""
+    if not all(map(is_pure, repeat.regions[0])):
+        return False
     for region in repeat.regions:
         inner = set(region)
+        results = [region[position].meta["val"] for position in repeat.results]
+        if not all(isinstance(value, torch.Tensor) for value in results):
+            return False
         owners = [owner_of(region[position]) for position in repeat.results]
         if len(set(owners)) < len(owners) or not inner.issuperset(owners):
             return False

@@ -105,7 +105,7 @@ class Results:
 
 
 def run_bench(options: BenchOptions) -> Results:
-    """Measure, print the table, and write JSON and a plot.
+    """Measure, print the table, and write JSON and a plot, anew after each model.
 
     Raises:
         OptionError: an unknown model or way, or a number out of range.
@@ -119,12 +119,15 @@ def run_bench(options: BenchOptions) -> Results:
     with Progress(console=terminal(stderr=True)) as progress:
         for model in options.models:
             results.rows += _rows(model, options, roofline, progress)
+            _save(results, Path(options.out))
     terminal().print(_table(results))
-    out = Path(options.out)
+    return results
+
+
+def _save(results: Results, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "exact.json").write_text(json.dumps(asdict(results), indent=2) + "\n")
     save_plot(out / "exact.png", results.rows)
-    return results
 
 
 def _check(options: BenchOptions) -> None:

@@ -126,6 +126,16 @@ def test_views_of_operands_are_no_results() -> None:
             assert not any(node.target is aten.squeeze.dim for node in results)
 
 
+def test_random_regions_stay_in_place() -> None:
+    """Numbers are drawn in the order of the graph; a call would hide that."""
+
+    class Noisy(Block):
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            return super().forward(x + torch.rand_like(x), c)
+
+    assert repeats(program_of(*(Noisy() for _ in range(6)))) == []
+
+
 def test_short_or_light_stretches_are_left_alone() -> None:
     def light(x: Tensor) -> Tensor:
         for _ in range(40):
