@@ -18,3 +18,8 @@ def cache_dir() -> Path:
 def strict_by_default() -> bool:
     """Whether failures raise under torch.compile (``DITC_STRICT=1``, option ``strict``)."""
     return os.environ.get("DITC_STRICT", "0") not in ("", "0", "false")
+
+
+def environment_with_inductor_cache(folder: str) -> dict[str, str]:
+    """The environment for a child process in which Inductor keeps its cache in ``folder``."""
+    return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}

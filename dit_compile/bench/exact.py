@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from dit_compile.bench.cases import find_case
 from dit_compile.bench.plot import require, save_plot
 from dit_compile.bench.ways import find_way
 from dit_compile.bench.worker import Job, Measured
+from dit_compile.config import environment_with_inductor_cache
 from dit_compile.errors import DitcError, OptionError
 from dit_compile.report.table import terminal
 
@@ -181,7 +181,7 @@ def _spawn(job: Job, cache: str) -> Measured:
     """Measure in a process of its own, with Inductor's cache in the folder ``cache``."""
     done = subprocess.run(  # noqa: S603 - our own module, our own arguments
         [sys.executable, "-m", "dit_compile.bench.worker", json.dumps(asdict(job))],
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+        env=environment_with_inductor_cache(cache),
         capture_output=True,
         text=True,
         check=False,

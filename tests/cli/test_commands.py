@@ -80,7 +80,7 @@ class TestExplain:
             .check("c      timestep")
             .check("stack blocks: 3 blocks, all alike")
             .check("Transformer   torch")
-            .check("#3 fuse-adaln @ blocks.0 (x3 identical, shown once)")
+            .check("#4 fuse-adaln @ blocks.0 (x3 identical, shown once)")
             .check_next("-  %layer_norm = aten.layer_norm(%x, [8], None, None, 1e-05, False)")
             .run(done.out)
         )
@@ -95,7 +95,7 @@ class TestDiff:
     def test_one_pass(self, ditc: Run, model_file: str) -> None:
         done = ditc("diff", f"{model_file}:make", "--pass", "fuse-qkv")
         head, *lines = done.out.splitlines()
-        assert head == "#2 fuse-qkv @ blocks.0.q (x3 identical, shown once)"
+        assert head == "#3 fuse-qkv @ blocks.0.q (x3 identical, shown once)"
         assert [line[0] for line in lines] == ["-"] * 3 + ["+"] * 2
 
     def test_all_passes(self, ditc: Run, model_file: str) -> None:
