@@ -26,16 +26,20 @@ class FuseQKV(Pass):
     Before:  %q = aten.linear(%x, @wq); %k = aten.linear(%x, @wk); %v = aten.linear(%x, @wv)
     After:   %qkv = aten.linear(%x, @wq|wk|wv); %q, %k, %v = aten.split_with_sizes(%qkv, ...)
     Fires only if: same input node, same block, same dtype, weights known, result not returned to
-    the caller; linears with a bias and linears without one are merged apart.
+    the caller, and all merged weights fit ``max_bytes``; linears with a bias and linears without one
+    are merged apart.
 
     Attributes:
         min_siblings: the fewest linears that are worth merging.
+        max_bytes: memory that merged weights may take beside the originals. Beyond it nothing is
+            merged, so that blocks stay alike.
     """
 
     name: ClassVar[str] = "fuse-qkv"
     kind: ClassVar[Kind] = Kind.EXACT
     bakes_weights: ClassVar[bool] = True
     min_siblings: int = 2
+    max_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.min_siblings < 2:
@@ -46,10 +50,18 @@ class FuseQKV(Pass):
     def run(self, program: Program, rw: Rewriter) -> None:
         """Merge each group of sibling linears."""
         for graph in rw.graphs():
-            for siblings in _siblings(graph):
-                if len(siblings) >= self.min_siblings:
-                    for group in self._groups(siblings, program, rw):
-                        _merge(group, rw)
+            groups = [
+                group
+                for siblings in _siblings(graph)
+                if len(siblings) >= self.min_siblings
+                for group in self._groups(siblings, program, rw)
+            ]
+            size = sum(_bytes(parameter) for parameter in _distinct(groups))
+            for group in groups:
+                if size <= self.max_bytes:
+                    _merge(group, rw)
+                else:
+                    rw.miss(group[0], f"merged weights would take {size / 1e6:,.1f} MB")
 
     def _groups(
         self, siblings: list[fx.Node], program: Program, rw: Rewriter
@@ -97,6 +109,18 @@ def _block(node: fx.Node) -> str:
 def _parameters(node: fx.Node) -> list[fx.Node]:
     """Weight and, if there is one, bias of a linear."""
     return [arg for arg in node.args[1:3] if isinstance(arg, fx.Node)]
+
+
+def _distinct(groups: list[list[fx.Node]]) -> dict[fx.Node, None]:
+    """The parameters of all groups, each once."""
+    return {
+        parameter: None for group in groups for node in group for parameter in _parameters(node)
+    }
+
+
+def _bytes(parameter: fx.Node) -> int:
+    value = parameter.meta["val"]
+    return int(value.numel()) * int(value.element_size())
 
 
 def _merge(siblings: list[fx.Node], rw: Rewriter) -> None:

@@ -17,6 +17,24 @@ from tests.capture.through_dynamo import from_dynamo, run
 from tests.passes.irtest import capture, check, ops, randn, rewrite, weights
 
 
+def test_weights_that_do_not_fit_are_not_merged() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = (nn.Linear(8, 8, bias=False) for _ in range(2))
+
+        # RUN: fuse-qkv{max-bytes=511}
+        # CHECK-NOT: aten.split_with_sizes
+        # MISS: merged weights would take 0.0 MB
+        def forward(self, x: Tensor) -> Tensor:
+            return self.q(x) * self.k(x)
+
+    check(weights(Two()), randn(2, 8))
+    program = capture(weights(Two()), randn(2, 8))
+    merged = rewrite("fuse-qkv{max-bytes=512}", program, randn(2, 8)).after
+    assert ops(merged)["aten.linear"] == 1
+
+
 class Attention(nn.Module):
     """Self attention with separate projections of different widths."""
 
