@@ -62,6 +62,8 @@ class CompiledProgram:
             name: [str(node.target) for node in placeholders(module.graph)]
             for name, module in program.graphs.items()
         }
+        states = {spec.name for spec in program.of_kind(InputKind.STATE)}
+        self._states = {name: states.intersection(reads) for name, reads in self._reads.items()}
         self._run: dict[str, Callable[..., Sequence[Any]]] = {
             name: backend.compile(program, name) for name, _ in program.step_graphs()
         }
@@ -119,11 +121,7 @@ class CompiledProgram:
     def _choose(self, place: Place) -> str:
         schedule = self.program.schedule
         name = schedule.choose(place.step) if place.certain else schedule.full
-        return name if self._has_state(name, place) else schedule.full
-
-    def _has_state(self, name: str, place: Place) -> bool:
-        needed = (self.program.inputs[read] for read in self._reads[name])
-        return all(spec.name in place.lane.state for spec in needed if spec.kind is InputKind.STATE)
+        return name if self._states[name] <= place.lane.state.keys() else schedule.full
 
     def _finish(self, name: str, values: Values, place: Place | None) -> tuple[Any, ...]:
         """Run graph ``name`` and hand each output to where it belongs."""

@@ -26,8 +26,8 @@ class FuseQKV(Pass):
     Before:  %q = aten.linear(%x, @wq); %k = aten.linear(%x, @wk); %v = aten.linear(%x, @wv)
     After:   %qkv = aten.linear(%x, @wq|wk|wv); %q, %k, %v = aten.split_with_sizes(%qkv, ...)
     Fires only if: same input node, same block, same dtype, weights known, result not returned to
-    the caller, and all merged weights fit ``max_bytes``; linears with a bias and linears without one
-    are merged apart.
+    the caller, and all merged weights fit ``max_bytes``; linears with a bias and linears without
+    one are merged apart.
 
     Attributes:
         min_siblings: the fewest linears that are worth merging.
