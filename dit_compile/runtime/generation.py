@@ -6,7 +6,6 @@ The rule is: reuse only what is certain. Where a call cannot be placed, it is co
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -77,7 +76,7 @@ class Generation:
         turn: the way time went to get here from a generation of one step, if it was unexpected.
         seen: the timesteps of its steps so far.
         lanes: its streams of evaluations.
-        moved: how often an input was new to every lane after the first step.
+        moved: for an input that was new to every lane after the first step, at which steps.
         ambiguous: why its calls cannot be placed, empty if they can.
         over: whether it was ended from outside.
     """
@@ -86,7 +85,7 @@ class Generation:
     turn: int = 0
     seen: list[Times] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
-    moved: Counter[str] = field(default_factory=Counter)
+    moved: dict[str, set[int]] = field(default_factory=dict)
     ambiguous: str = ""
     over: bool = False
 
@@ -159,10 +158,11 @@ class Tracker:
     def moving(self) -> set[str]:
         """Inputs that were taken to be fixed for a generation and are not.
 
-        A lane may begin late, as guidance does in some schemes, which is one change.
+        Lanes may begin late, as guidance does in some schemes, and a prompt may be written to: that
+        is a change at one step.
         """
-        moved = self.generation.moved if self.generation is not None else Counter[str]()
-        return {name for name, times in moved.items() if times > 1}
+        moved = self.generation.moved if self.generation is not None else {}
+        return {name for name, steps in moved.items() if len(steps) > 1}
 
     def end(self) -> None:
         """End the generation and free its state, for example after an exception.
@@ -270,9 +270,9 @@ class Tracker:
             if lane.serves(context):
                 return lane
         if len(generation.seen) > 1:
-            generation.moved.update(
-                n for n, value in context.items() if _is_new(generation, n, value)
-            )
+            for name, value in context.items():
+                if _is_new(generation, name, value):
+                    generation.moved.setdefault(name, set()).add(len(generation.seen))
         lane = Lane({name: Held.of(value) for name, value in context.items()})
         known = (earlier for earlier in self._earlier_lanes if earlier.serves(context))
         lane.prepared = next((earlier.prepared for earlier in known), None)

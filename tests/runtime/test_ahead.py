@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ from torch import Tensor
 import dit_compile as ditc
 from dit_compile.errors import DitcWarning
 from dit_compile.runtime import ahead
-from tests.runtime.loops import TIMES, Loop, Toy, assert_same, label, prompt, run
+from tests.runtime.loops import TIMES, Inputs, Loop, Toy, assert_same, label, prompt, run
 
 
 @pytest.fixture
@@ -102,6 +106,39 @@ def test_a_prompt_changed_in_place(model: Toy, fast: Any) -> None:
     run(fast, calls[:4])
     calls[0]["y"].mul_(-1)
     assert_same(run(fast, calls[4:]), run(model, calls[4:]))
+
+
+def test_a_prompt_freed_between_steps(model: Toy, fast: Any) -> None:
+    """Each call's prompt is gone before the next one is made, which may get its address."""
+
+    def calls() -> Iterator[Inputs]:
+        for step, call in enumerate(Loop(label(0))):
+            yield call | {"y": prompt(step // 4)}
+
+    assert_same(run(fast, calls()), run(model, calls()))
+
+
+def test_views_of_one_tensor(model: Toy, fast: Any) -> None:
+    """Neighbouring rows share storage and version, but not their place in it."""
+
+    def calls() -> Iterator[Inputs]:
+        both = prompt(0, batch=2)
+        for step, call in enumerate(Loop(label(0))):
+            if step == 5:
+                both[1].mul_(-1)  # written through a view
+            yield from (call | {"y": both[row : row + 1]} for row in (0, 1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # two lanes that change at one step are not a moving input
+        assert_same(run(fast, calls()), run(model, calls()))
+
+
+def test_two_threads_share_no_prompt(model: Toy, fast: Any) -> None:
+    loops = [Loop(prompt(seed), seed=seed) for seed in range(4)]
+    run(fast, loops[0])  # compiled before the race
+    with ThreadPoolExecutor(len(loops)) as pool:
+        for got, loop in zip(pool.map(partial(run, fast), loops), loops, strict=True):
+            assert_same(got, run(model, loop))
 
 
 def test_each_sample_has_its_own_time(model: Toy, fast: Any) -> None:
