@@ -9,19 +9,21 @@ import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from dit_compile.analysis.repeats import Repeat, arguments, find_repeats
-from dit_compile.ir.program import placeholders
+from dit_compile.ir.fake import leaves
 
 _invoke = torch.ops.higher_order.invoke_subgraph
 
 
 def outline(module: fx.GraphModule, heavy: Collection[Any], name: str) -> int:
     """Replace the regions that repeat in ``module`` by calls of one subgraph for each repeat.
+
+    Regions with symbolic sizes stay as they are: Inductor 2.13 compiles called regions of some
+    video models wrongly then (they read what was never written).
 
     Args:
         module: the graph, changed in place; nodes carry fake values.
@@ -31,41 +33,25 @@ def outline(module: fx.GraphModule, heavy: Collection[Any], name: str) -> int:
     Returns:
         How many regions were replaced.
     """
-    replaced = 0
-    for number, repeat in enumerate(find_repeats(module.graph, heavy)):
-        read = {operand[0] for operand in repeat.operands}
-        shared = _sizes(module.graph, free_symbols([node.meta["val"] for node in read]))
-        if shared is None:
-            continue
+    repeats = [r for r in find_repeats(module.graph, heavy) if not _has_symbols(r)]
+    for number, repeat in enumerate(repeats):
         target = f"{name}_{number}"
-        setattr(module, target, _region(repeat, shared))
+        setattr(module, target, _region(repeat))
         for turn in range(len(repeat.regions)):
-            _call(module.graph, repeat, turn, target, shared)
-        replaced += len(repeat.regions)
+            _call(module.graph, repeat, turn, target)
     module.recompile()
-    return replaced
+    return sum(len(repeat.regions) for repeat in repeats)
 
 
-def _sizes(graph: fx.Graph, symbols: Collection[sympy.Symbol]) -> list[fx.Node] | None:
-    """Inputs that hold these symbolic sizes: a subgraph is told what its operands' sizes are.
-
-    Returns:
-        ``None`` if a size is no input, because the data tells it.
-    """
-    known = {
-        node.meta["val"].node.expr: node
-        for node in placeholders(graph)
-        if isinstance(node.meta["val"], torch.SymInt)
-    }
-    ordered = sorted(symbols, key=str)
-    return [known[s] for s in ordered] if all(s in known for s in ordered) else None
+def _has_symbols(repeat: Repeat) -> bool:
+    read = [operand[0] for operand in repeat.operands]
+    values = [leaves(node.meta["val"]) for node in (*repeat.regions[0], *read)]
+    return any(free_symbols(list(value)) for value in values)
 
 
-def _region(repeat: Repeat, shared: Sequence[fx.Node]) -> fx.GraphModule:
-    """The first region as a graph of its own: ``shared`` values and operands in, results out."""
+def _region(repeat: Repeat) -> fx.GraphModule:
+    """The first region as a graph of its own: operands in, results out."""
     graph = fx.Graph()
-    for node in shared:
-        graph.placeholder(node.name).meta["val"] = node.meta["val"]
     slots: dict[tuple[int, int], fx.Node] = {}
     for number, (reads, places) in enumerate(repeat.operands.items()):
         operand = graph.placeholder(f"operand_{number}")
@@ -90,9 +76,7 @@ def _with_arguments(node: fx.Node, reads: Sequence[fx.Node]) -> Any:
     return fx.map_arg((node.args, node.kwargs), lambda _: next(given))
 
 
-def _call(
-    graph: fx.Graph, repeat: Repeat, turn: int, target: str, shared: Sequence[fx.Node]
-) -> None:
+def _call(graph: fx.Graph, repeat: Repeat, turn: int, target: str) -> None:
     """Let one region's results come from a call, and erase its nodes."""
     region = repeat.regions[turn]
     results = [region[position] for position in repeat.results]
@@ -102,7 +86,7 @@ def _call(
         # looked up anew: the region before this one has been replaced already
         firsts = [places[0] for places in repeat.operands.values()]
         operands = [arguments(region[position])[index] for position, index in firsts]
-        call = graph.call_function(_invoke, (subgraph, target, *shared, *operands))
+        call = graph.call_function(_invoke, (subgraph, target, *operands))
     call.meta["val"] = tuple(node.meta["val"] for node in results)
     place = call
     for index, old in enumerate(results):

@@ -205,18 +205,16 @@ def _nearest(marked: list[bool]) -> tuple[list[int], list[int]]:
 
 
 def _can_be_called(repeat: Repeat) -> bool:
-    """Whether a call can stand for a region: it is pure, and returns tensors of its own memory."""
+    """Whether a call can stand for a region: it is pure, and returns tensors of its own memory.
+
+    A view is no such tensor, even of memory of its own: Inductor counts its offset twice.
+    """
     if not all(map(is_pure, repeat.regions[0])):
         return False
-    for region in repeat.regions:
-        inner = set(region)
-        results = [region[position].meta["val"] for position in repeat.results]
-        if not all(isinstance(value, torch.Tensor) for value in results):
-            return False
-        owners = [owner_of(region[position]) for position in repeat.results]
-        if len(set(owners)) < len(owners) or not inner.issuperset(owners):
-            return False
-    return True
+    results = [region[position] for region in repeat.regions for position in repeat.results]
+    return all(
+        owner_of(node) is node and isinstance(node.meta["val"], torch.Tensor) for node in results
+    )
 
 
 def _saved(repeat: Repeat) -> tuple[int, int]:
