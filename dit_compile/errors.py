@@ -7,7 +7,10 @@ what to do about it; longer context (lines of IR, the pipeline so far) follows b
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class DitcError(Exception):
@@ -74,3 +77,21 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def find_named(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """What ``known`` has under ``name``.
+
+    Args:
+        kind: what these things are called, in the singular.
+        name: what was asked for.
+        known: what there is, by name.
+
+    Raises:
+        OptionError: there is nothing of that name; the nearest one is suggested.
+    """
+    if name not in known:
+        raise OptionError(
+            f"unknown {kind} {name!r}{suggest(name, known)}; {kind}s are {', '.join(known)}"
+        )
+    return known[name]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit_compile.errors import MissingDependencyError, OptionError, suggest
+from dit_compile.errors import MissingDependencyError, find_named
 
 #: Shape of an input, or a function of the batch that makes one.
 _Maker = Callable[[int], torch.Tensor]
@@ -227,9 +227,4 @@ def find_case(name: str) -> Case:
     Raises:
         OptionError: there is none.
     """
-    known = {case.name: case for case in CASES}
-    if name not in known:
-        raise OptionError(
-            f"unknown model {name!r}{suggest(name, known)}; models are {', '.join(known)}"
-        )
-    return known[name]
+    return find_named("model", name, {case.name: case for case in CASES})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit_compile.errors import OptionError, suggest
+from dit_compile.errors import find_named
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,10 @@ class Way:
     Attributes:
         name: what the command line and the table call it.
         compile: makes the callable.
-        what: for the table's legend.
     """
 
     name: str
     compile: Callable[[nn.Module], Callable[..., Any]]
-    what: str
 
 
 def _stock(**options: Any) -> Callable[[nn.Module], Callable[..., Any]]:
@@ -41,15 +39,11 @@ def _ditc(model: nn.Module) -> Callable[..., Any]:
 _BEST = {"freezing": True, "cpp.enable_concat_linear": True}
 
 WAYS = (
-    Way("eager", lambda model: model, "no compilation"),
-    Way("default", _stock(), "torch.compile"),
-    Way("best", _stock(**_BEST), "torch.compile with freezing and concat-linear"),
-    Way(
-        "autotuned",
-        _stock(**_BEST, max_autotune=True),
-        "the same with max-autotune, which takes minutes to compile",
-    ),
-    Way("ditc", _ditc, 'torch.compile(backend="ditc"), preset exact'),
+    Way("eager", lambda model: model),
+    Way("default", _stock()),
+    Way("best", _stock(**_BEST)),
+    Way("autotuned", _stock(**_BEST, max_autotune=True)),  # takes minutes to compile
+    Way("ditc", _ditc),
 )
 
 
@@ -59,9 +53,4 @@ def find_way(name: str) -> Way:
     Raises:
         OptionError: there is none.
     """
-    known = {way.name: way for way in WAYS}
-    if name not in known:
-        raise OptionError(
-            f"unknown way {name!r}{suggest(name, known)}; ways are {', '.join(known)}"
-        )
-    return known[name]
+    return find_named("way", name, {way.name: way for way in WAYS})

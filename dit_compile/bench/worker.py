@@ -79,12 +79,12 @@ def measure(job: Job) -> Measured:
         runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         for name in job.ways:
             call = find_way(name).compile(model)
-            stated = stack.enter_context(session(timesteps=clock)) if name == "ditc" else None
+            if name == "ditc":
+                stack.enter_context(session(timesteps=clock))
             runs[name] = _stepper(call, case, inputs, job)
             started = time.perf_counter()
             runs[name](clock[0])
             measured.first_call[name] = time.perf_counter() - started
-            del stated
         for turn in range(job.repeats + 1):
             for name, run in runs.items():
                 started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dit_compile.errors import OptionError, suggest
+from dit_compile.errors import find_named
 
 _EXACT = (
     "remove-noops,eliminate-common,fuse-attention,fuse-qkv,fuse-adaln,"
@@ -22,8 +22,4 @@ def preset(name: str) -> str:
     Raises:
         OptionError: there is no such preset.
     """
-    if name not in PRESETS:
-        raise OptionError(
-            f"unknown preset {name!r}{suggest(name, PRESETS)}; presets are {', '.join(PRESETS)}"
-        )
-    return PRESETS[name]
+    return find_named("preset", name, PRESETS)

@@ -6,7 +6,7 @@ import importlib
 from functools import cache
 
 from dit_compile.backends.base import Backend
-from dit_compile.errors import OptionError, PipelineError, suggest
+from dit_compile.errors import PipelineError, find_named, suggest
 from dit_compile.pipeline.base import Pass
 from dit_compile.pipeline.presets import PRESETS
 
@@ -46,9 +46,4 @@ def find_backend(name: str) -> Backend:
     Raises:
         OptionError: there is none.
     """
-    known = backends()
-    if name not in known:
-        raise OptionError(
-            f"unknown target {name!r}{suggest(name, known)}; targets are {', '.join(known)}"
-        )
-    return known[name]
+    return find_named("target", name, backends())
