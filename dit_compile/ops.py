@@ -29,3 +29,25 @@ def _adaln_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> T
 
 
 adaln_norm = torch.ops.ditc.adaln_norm.default
+
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "forecast(Tensor coefficients, Tensor[] values) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl(_LIBRARY, "forecast", "CompositeImplicitAutograd")
+def _forecast(coefficients: Tensor, values: list[Tensor]) -> Tensor:
+    """``sum_i coefficients[i] * values[i]``, added up in float32 at least.
+
+    ``coefficients`` is ``[n]``; ``values`` are n tensors of one shape and dtype, which the result
+    has too. Finite differences, and so every polynomial forecast, are sums of this form.
+    """
+    wide = torch.promote_types(values[0].dtype, torch.float32)
+    total = coefficients[0] * values[0].to(wide)
+    for i in range(1, len(values)):
+        total = total + coefficients[i] * values[i].to(wide)
+    return total.to(values[0].dtype)
+
+
+forecast = torch.ops.ditc.forecast.default

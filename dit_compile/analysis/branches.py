@@ -299,10 +299,10 @@ def _is_beside(flow: Flow, span: int, node: fx.Node, cores: list[fx.Node]) -> bo
     return meets is not None and op_name(meets) != "mul"
 
 
-def work_of(flow: Flow, output: fx.Node) -> frozenset[fx.Node]:
-    """``output`` and what nothing else needs: the nodes that die when it is replaced."""
-    dead = {output}
-    stack = [output]
+def work_of(flow: Flow, *outputs: fx.Node) -> frozenset[fx.Node]:
+    """``outputs`` and what nothing else needs: the nodes that die when they are replaced."""
+    dead = set(outputs)
+    stack = list(outputs)
     while stack:
         for arg in stack.pop().all_input_nodes:
             if arg.op == "call_function" and arg not in dead and dead.issuperset(flow.users(arg)):

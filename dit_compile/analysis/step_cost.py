@@ -19,32 +19,39 @@ class StepCost:
         graphs: cost of one run of each graph that serves steps.
         flops: floating-point operations of a step, averaged over the schedule.
         bytes_moved: bytes of a step if each operator runs on its own, averaged likewise.
-        computed: steps of the average that run in full.
+        computed: steps of the average that run in full; ``None`` if only running tells, and then
+            the average is that of steps that do.
         steps: steps that the average is over.
     """
 
     graphs: dict[str, CostValue]
     flops: float
     bytes_moved: float
-    computed: int
+    computed: int | None
     steps: int
 
 
-def step_cost(program: Program, steps: int = DEFAULT_STEPS) -> StepCost:
+def step_cost(program: Program, steps: int | None = None) -> StepCost:
     """The cost of a step of ``program`` in a generation of ``steps`` steps.
 
-    Symbolic sizes count as the sizes that the program was captured with.
+    By default these are as many as its policy was calibrated for, or ``DEFAULT_STEPS``. Symbolic
+    sizes count as the sizes that the program was captured with.
     """
+    schedule = program.schedule
+    calibrated = schedule.policy.steps if schedule.policy else None
+    steps = steps or calibrated or DEFAULT_STEPS
     graphs = {}
-    for name, module in program.step_graphs():
-        cost = graph_cost(module.graph, program.weight_nodes(module.graph)).total
-        graphs[name] = cost.evaluate(symbol_hints(module.graph))
-    names = dict(program.schedule.variants)
-    chosen = [names.get(row, program.schedule.full) for row in program.schedule.mask(steps)]
+    for name in schedule.graphs():
+        graph = program.graphs[name].graph
+        cost = graph_cost(graph, program.weight_nodes(graph)).total
+        graphs[name] = cost.evaluate(symbol_hints(graph))
+    rows = schedule.mask(steps)
+    chosen = [schedule.choose(row)[1] for row in rows] if rows else [schedule.full] * steps
+    always = [name for name in (schedule.probe, schedule.judge) if name]
     return StepCost(
         graphs,
-        sum(graphs[name].flops for name in chosen) / steps,
-        sum(graphs[name].bytes_moved for name in chosen) / steps,
-        sum(name == program.schedule.full for name in chosen),
+        sum(graphs[name].flops for name in (*chosen, *always * steps)) / steps,
+        sum(graphs[name].bytes_moved for name in (*chosen, *always * steps)) / steps,
+        sum(name == schedule.full for name in chosen) if rows else None,
         steps,
     )

@@ -38,6 +38,7 @@ class InputKind(enum.Enum):
     USER = "user"  # a tensor or number the caller passes
     SIZE = "size"  # a symbolic size that Dynamo passes beside the tensors
     STATE = "state"  # carried from step to step by a Session
+    COEFFICIENTS = "coefficients"  # of a forecast from several states; made by the schedule
     DERIVED = "derived"  # computed by an earlier graph of the Program
 
 
@@ -51,6 +52,7 @@ class Input:
         path: how the user knows it: a parameter's dotted path, an argument's name, a site's path.
         binding: when its value is known.
         settled: whether ``binding`` was shown or declared, and is not just the safe assumption.
+        age: of a state, how many newer values of the same path are kept.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Input:
     path: str
     binding: Binding
     settled: bool = False
+    age: int = 0
 
 
 class OutputKind(enum.Enum):
@@ -67,6 +70,7 @@ class OutputKind(enum.Enum):
     MUTATION = "mutation"  # copied back into the input it is named after
     STATE = "state"  # kept by the Session under its name
     DERIVED = "derived"  # fed to later graphs under its name
+    MEASURE = "measure"  # a number that the schedule decides by
 
 
 @dataclass(frozen=True)

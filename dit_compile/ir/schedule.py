@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+#: For each group of sites, 1 = compute, 0 = reuse.
+Row = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -15,22 +19,61 @@ class Step:
         index: the number of steps done before this one in the generation.
         total: the number of steps of the generation, ``None`` if nobody said.
         last: whether this is, or by extrapolation seems to be, the last step.
+        time: the timestep as the model gets it, ``None`` if it is not known.
+        change: what a dynamic policy's probe measured, ``None`` where nothing was.
     """
 
     index: int
     total: int | None
     last: bool
+    time: float | None = None
+    change: float | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that a lane has done.
+
+    Attributes:
+        step: the step, with what was measured at it.
+        computed: the groups that it computed.
+    """
+
+    step: Step
+    computed: frozenset[str]
 
 
 class Policy(Protocol):
-    """Says which sites are computed at a step. Policies are pure: state lives in the Session."""
+    """Says which groups of sites are computed at a step. Pure: what happened is given to it."""
 
-    def row(self, step: Step) -> tuple[int, ...]:
-        """The mask row of ``step``: for each group of sites, 1 = compute, 0 = reuse."""
+    @property
+    def depth(self) -> int:
+        """Computed values of a site that are kept: 1 to reuse the last, more to forecast."""
         ...
 
-    def rows(self) -> Sequence[tuple[int, ...]]:
-        """All rows that :meth:`row` can return, so that each variant is compiled ahead."""
+    @property
+    def steps(self) -> int | None:
+        """The number of steps that it was calibrated for, ``None`` if it was not."""
+        ...
+
+    def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
+        """Whether ``group`` is computed at ``step`` and not reused; ``past`` is the lane's."""
+        ...
+
+    def rows(self, groups: Sequence[str]) -> Sequence[Row]:
+        """All rows that can be asked for, so that each variant is compiled ahead."""
+        ...
+
+    def coefficients(self, step: Step, computed: Sequence[Step]) -> Sequence[float]:
+        """The forecast at ``step`` as a combination of kept values.
+
+        Args:
+            step: the step to forecast.
+            computed: the steps of the kept values, the latest first; 1 to ``depth`` of them.
+
+        Returns:
+            A coefficient for each of ``computed``.
+        """
         ...
 
     def describe(self) -> str:
@@ -45,26 +88,68 @@ class Schedule:
     Attributes:
         full: the graph that computes everything; also used whenever reuse is not certain.
         policy: the caching policy, ``None`` if every step is computed in full.
-        variants: graph name for each mask row.
+        groups: what the entries of a row stand for.
+        variants: a row and the name of the graph that computes just that; the full one is first.
+        probe: the graph that runs before the others at every step of a dynamic policy, else "".
+        judge: the graph that compares what the probe found with state, else "".
     """
 
     full: str
     policy: Policy | None = None
-    variants: tuple[tuple[tuple[int, ...], str], ...] = ()
+    groups: tuple[str, ...] = ()
+    variants: tuple[tuple[Row, str], ...] = ()
+    probe: str = ""
+    judge: str = ""
 
     @property
     def stateful(self) -> bool:
         """Whether steps depend on earlier ones."""
         return self.policy is not None
 
-    def choose(self, step: Step) -> str:
-        """The graph to run at ``step``, provided that the state it needs is there."""
-        if self.policy is None:
-            return self.full
-        return dict(self.variants)[self.policy.row(step)]
+    def graphs(self) -> Iterator[str]:
+        """Names of all graphs that may run at a step."""
+        names = (self.full, *(name for _, name in self.variants), self.probe, self.judge)
+        return iter(dict.fromkeys(filter(None, names)))
 
-    def mask(self, total: int) -> list[tuple[int, ...]]:
-        """The rows of a whole generation of ``total`` steps."""
+    def row(self, step: Step, past: Sequence[Done]) -> Row:
+        """What the policy asks for at ``step`` of a lane with this past."""
         if self.policy is None:
-            return [(1,)] * total
-        return [self.policy.row(Step(i, total, i == total - 1)) for i in range(total)]
+            return ()
+        return tuple(int(self.policy.computes(group, step, past)) for group in self.groups)
+
+    def choose(self, row: Row) -> tuple[Row, str]:
+        """The graph that computes the least among those that compute all that ``row`` asks for.
+
+        Returns:
+            What the graph computes, and its name.
+        """
+        able = [
+            (variant, name)
+            for variant, name in self.variants
+            if all(has >= asked for has, asked in zip(variant, row, strict=True))
+        ]
+        return min(able, key=lambda pair: sum(pair[0]), default=(row, self.full))
+
+    def mask(self, total: int, times: Sequence[float] | None = None) -> list[Row] | None:
+        """What is computed at each step of a generation, ``None`` if only running it tells.
+
+        Args:
+            total: the number of steps.
+            times: their timesteps; evenly spaced from 1000 down by default.
+        """
+        if times is None:
+            times = [1000 * (1 - i / total) for i in range(total)]
+        if self.judge:
+            return None
+        rows: list[Row] = []
+        past: list[Done] = []
+        for index, time in enumerate(times):
+            step = Step(index, total, index == total - 1, time)
+            asked = self.row(step, past) if past else (1,) * len(self.groups)
+            rows.append(self.choose(asked)[0])
+            past.append(Done(step, self.computed(rows[-1])))
+        return rows
+
+    def computed(self, row: Row) -> frozenset[str]:
+        """The groups that ``row`` computes."""
+        return frozenset(itertools.compress(self.groups, row))

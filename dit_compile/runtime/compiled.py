@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,9 +21,11 @@ from dit_compile.ir.program import (
     Program,
     placeholders,
 )
+from dit_compile.ir.schedule import Done
 from dit_compile.runtime.ahead import Ahead, Values
 from dit_compile.runtime.generation import Call, Place
 from dit_compile.runtime.session import current
+from dit_compile.runtime.states import States
 from dit_compile.runtime.weights import DerivedWeights
 
 #: Makes a compiled Program again with some inputs bound as latents; ``None`` if that failed.
@@ -62,12 +66,11 @@ class CompiledProgram:
             name: [str(node.target) for node in placeholders(module.graph)]
             for name, module in program.graphs.items()
         }
-        states = {spec.name for spec in program.of_kind(InputKind.STATE)}
-        self._states = {name: states.intersection(reads) for name, reads in self._reads.items()}
         self._run: dict[str, Callable[..., Sequence[Any]]] = {
-            name: backend.compile(program, name) for name, _ in program.step_graphs()
+            name: backend.compile(program, name) for name in program.schedule.graphs()
         }
         self._ahead = Ahead(program)
+        self._states = States(program)
         self._weights = [
             spec.name
             for spec in program.of_kind(InputKind.WEIGHT)
@@ -92,7 +95,7 @@ class CompiledProgram:
         values: Values = dict(zip(self.arguments, args, strict=True))
         values.update(self.program.constants)
         if not self._ahead and not self.program.schedule.stateful:
-            return self._finish(MAIN, values, None)
+            return self._call(MAIN, values).results
         weights = [values[name] for name in self._weights]
         tracker = current(weights).tracker(self, weights)
         try:
@@ -103,7 +106,7 @@ class CompiledProgram:
                 return self(*args)
             self.clock = self.clock or tracker.clock
             self._ahead.fill(values, call, place.lane, tracker, boundary=place.boundary)
-            return self._finish(self._choose(place), values, place)
+            return self._serve(values, place)
         except BaseException:
             tracker.end()
             raise
@@ -118,28 +121,53 @@ class CompiledProgram:
                 self._successor = rebind(moving)
         return self._successor is not None
 
-    def _choose(self, place: Place) -> str:
-        schedule = self.program.schedule
-        name = schedule.choose(place.step) if place.certain else schedule.full
-        return name if self._states[name] <= place.lane.state.keys() else schedule.full
+    def _serve(self, values: Values, place: Place) -> tuple[Any, ...]:
+        """Run the graphs of one step, and keep the state that they return."""
+        schedule, lane, step = self.program.schedule, place.lane, place.step
+        values.update(lane.state)
+        if schedule.probe:
+            values.update(self._call(schedule.probe, values).named)
+        name, computed = schedule.full, frozenset(schedule.groups)
+        doubt = place.doubt or self._states.missing(lane)
+        self._states.note_length(step)
+        if schedule.stateful and not doubt:
+            if schedule.judge:
+                step = replace(step, change=self._call(schedule.judge, values).measure)
+            row, name = schedule.choose(schedule.row(step, lane.past))
+            computed = schedule.computed(row)
+            values.update(self._states.coefficients(step, lane, computed))
+        elif doubt:
+            lane.why[doubt] += 1
+        done = self._call(name, values)
+        self._states.keep(lane, done.named)
+        self._states.record(lane, Done(step, computed))
+        return done.results
 
-    def _finish(self, name: str, values: Values, place: Place | None) -> tuple[Any, ...]:
+    def _call(self, name: str, values: Values) -> _Returned:
         """Run graph ``name`` and hand each output to where it belongs."""
-        if place is not None:
-            values.update(place.lane.state)
         returned = self._run[name](*[values[read] for read in self._reads[name]])
-        results = []
+        results: list[Any] = []
+        done = _Returned()
         for output, value in zip(self.program.outputs[name], returned, strict=True):
             if output.kind is OutputKind.USER:
                 results.append(value)
             elif output.kind is OutputKind.MUTATION:
                 values[output.name].copy_(value)
-            elif place is not None:
-                place.lane.state[output.name] = value
-        if place is not None:
-            place.lane.computed += name == self.program.schedule.full
-            place.lane.reused += name != self.program.schedule.full
-        return tuple(results)
+            elif output.kind is OutputKind.MEASURE:
+                done.measure = float(value)
+            else:
+                done.named[output.name] = value
+        done.results = tuple(results)
+        return done
+
+
+@dataclass
+class _Returned:
+    """What a graph returned: to the caller, under names, and for the schedule to decide by."""
+
+    results: tuple[Any, ...] = ()
+    named: Values = field(default_factory=dict)
+    measure: float = math.nan
 
 
 def invalidate(model: torch.nn.Module) -> int:

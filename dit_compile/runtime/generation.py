@@ -6,6 +6,7 @@ The rule is: reuse only what is certain. Where a call cannot be placed, it is co
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dit_compile.errors import DitcWarning
-from dit_compile.ir.schedule import Step
+from dit_compile.ir.schedule import Done, Step
 from dit_compile.runtime.held import Held
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 #: More lanes than any guidance scheme has: the conditions are not what tells lanes apart.
 _MAX_LANES = 8
+
+#: How a call can be served: everything is computed, or something is reused or forecast.
+MODES = ("computed", "reused", "forecast")
 
 #: Host values of the inputs that may be the timestep, by name.
 Times = Mapping[str, tuple[float, ...]]
@@ -47,17 +51,20 @@ class Lane:
 
     Attributes:
         context: the inputs that identify it.
-        state: state tensors by name, from its last computed step.
+        state: state tensors by name, each from the last step that computed it.
+        past: the steps that it has done.
+        served: calls so far, by mode.
+        why: how often each reason led to computing in full what might have been reused.
         prepared: what was computed ahead for it.
-        computed, reused: calls so far.
         last_step: index of the step of its latest call.
     """
 
     context: Mapping[str, Held]
     state: dict[str, torch.Tensor] = field(default_factory=dict)
+    past: list[Done] = field(default_factory=list)
+    served: Counter[str] = field(default_factory=Counter)
+    why: Counter[str] = field(default_factory=Counter)
     prepared: Prepared | None = None
-    computed: int = 0
-    reused: int = 0
     last_step: int = -1
 
     def serves(self, context: Mapping[str, object]) -> bool:
@@ -97,14 +104,19 @@ class Place:
     Attributes:
         step: the step within the generation.
         lane: the lane within the generation.
-        certain: whether state of the lane's last step may be reused.
+        doubt: why state of the lane's last step must not be reused, empty if it may.
         boundary: whether a generation begins here, or may: anything but a lane's next step.
     """
 
     step: Step
     lane: Lane
-    certain: bool
+    doubt: str
     boundary: bool
+
+    @property
+    def certain(self) -> bool:
+        """Whether state of the lane's last step may be reused."""
+        return not self.doubt
 
 
 class Tracker:
@@ -146,13 +158,11 @@ class Tracker:
             self._doubt(generation, "one step was evaluated twice with the same conditions")
         elif len(generation.lanes) > _MAX_LANES:
             self._doubt(generation, "the conditions change at every call")
+        doubt = generation.ambiguous or ("" if self.clock is not None else "no timestep known yet")
+        if not follows:
+            doubt = doubt or "a step was left out"
         lane.last_step = step.index
-        return Place(
-            step,
-            lane,
-            certain=follows and self.clock is not None and not generation.ambiguous,
-            boundary=step.index == 0 or not follows,
-        )
+        return Place(step, lane, doubt, boundary=step.index == 0 or not follows)
 
     @property
     def moving(self) -> set[str]:
@@ -255,9 +265,11 @@ class Tracker:
 
     def _step(self, generation: Generation) -> Step:
         index = len(generation.seen) - 1
+        seen = [self._latest(times) for times in generation.seen[-2:]]
+        time = seen[-1] if self.clock else None
         if self.timesteps is not None:
-            return Step(index, len(self.timesteps), index == len(self.timesteps) - 1)
-        return Step(index, None, _seems_last([self._latest(seen) for seen in generation.seen[-2:]]))
+            return Step(index, len(self.timesteps), index == len(self.timesteps) - 1, time)
+        return Step(index, None, _seems_last(seen), time)
 
     def _latest(self, times: Times) -> float:
         return max((value for name in self.clock or () for value in times[name]), default=0.0)

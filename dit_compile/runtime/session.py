@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_compile.errors import SessionError
-from dit_compile.runtime.generation import Tracker
+from dit_compile.runtime.generation import MODES, Tracker
 from dit_compile.runtime.identity import Identity
 
 if TYPE_CHECKING:
@@ -114,19 +115,22 @@ class Session:
         followed[:] = [*kept, _Followed.of(weights, tracker)]
         return tracker
 
-    def summary(self) -> dict[str, int]:
+    def summary(self) -> dict[str, Any]:
         """Counters over all programs and lanes of the current generations.
 
         Returns:
-            ``generations``, ``lanes``, ``computed`` and ``reused``.
+            ``generations``, ``lanes``; calls that were ``computed`` in full, that ``reused``
+            something and that ``forecast`` something; and ``why``: how often each reason led to
+            computing in full what a policy may have reused.
         """
         trackers = self._trackers()
         lanes = [lane for t in trackers if t.generation is not None for lane in t.generation.lanes]
+        served = sum((lane.served for lane in lanes), Counter[str]())
         return {
             "generations": max((t.generations for t in trackers), default=0),
             "lanes": len(lanes),
-            "computed": sum(lane.computed for lane in lanes),
-            "reused": sum(lane.reused for lane in lanes),
+            **{mode: served[mode] for mode in MODES},
+            "why": dict(sum((lane.why for lane in lanes), Counter[str]())),
         }
 
     def _trackers(self) -> list[Tracker]:

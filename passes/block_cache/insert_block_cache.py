@@ -3,50 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from typing_extensions import Self
 
-from dit_compile.analysis.blocks import find_stacks
 from dit_compile.errors import PipelineError, suggest
 from dit_compile.ir.program import MAIN, Program
-from dit_compile.ir.schedule import Schedule
-from dit_compile.passes.block_cache.insertion import Site, add_state_outputs, make_variant
+from dit_compile.ir.schedule import Row, Schedule
+from dit_compile.passes.block_cache.insertion import State, add_variant, return_states, store
 from dit_compile.passes.block_cache.interval import Interval
 from dit_compile.passes.block_cache.policies import POLICIES
+from dit_compile.passes.block_cache.policy import CachePolicy
+from dit_compile.passes.block_cache.probe import JUDGE, PROBE, REST, Probe, split
+from dit_compile.passes.block_cache.sites import Candidates, Site
+from dit_compile.passes.block_cache.worth import within
 from dit_compile.pipeline.base import Kind, Pass, changed_fields, coerce, unknown_option
 from dit_compile.pipeline.rewriter import Rewriter
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
 class InsertBlockCache(Pass):
-    """Reuse branch outputs of earlier steps, as state that enters and leaves the graph.
+    """Reuse values of earlier steps, as state that enters and leaves the graph.
 
     Before:  full:  %y = aten.add(%x, %gate * %attn)
     After:   full:  the same, and %attn is returned as state
              reuse: %y = aten.add(%x, %gate * %state); the attention is gone
-    Fires only if: repeated blocks with residual branches are found, and the policy reuses at all.
+    Fires only if: repeated blocks are found, and the policy reuses at all.
 
     Attributes:
-        policy: says which steps are computed; its options are this pass's options, its name is
-            the option ``method``.
+        policy: says what is kept and which steps are computed; its options are this pass's
+            options, its name is the option ``method``.
+        max_state_bytes: bytes that states may take for each lane; sites that save the fewest
+            operations for each byte are left out first. ``None`` for no limit.
+        state_dtype: what states are kept in: ``float16``, ``bfloat16`` or ``float32``; ``None`` for
+            the dtype of the model.
     """
 
     name: ClassVar[str] = "insert-block-cache"
     kind: ClassVar[Kind] = Kind.APPROX
     after: ClassVar[tuple[str, ...]] = ("remove-noops", "eliminate-common")
-    policy: Interval = field(default_factory=Interval)
+    policy: CachePolicy = field(default_factory=Interval)
+    max_state_bytes: int | None = None
+    state_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.state_dtype is not None and self.state_dtype not in _DTYPES:
+            raise PipelineError(
+                f"{self.name}: state-dtype is one of {', '.join(_DTYPES)}, not "
+                f"{self.state_dtype!r}{suggest(self.state_dtype, _DTYPES)}"
+            )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
-        """Pick the policy by ``method`` and give it the other options.
+        """Pick the policy by ``method`` and give it the options that are not this pass's own.
 
         Raises:
             PipelineError: unknown method or option.
         """
-        rest = dict(options)
+        rest = {key.replace("-", "_"): value for key, value in options.items()}
         method = rest.pop("method", "interval")
         if method not in POLICIES:
             raise PipelineError(
@@ -54,45 +73,103 @@ class InsertBlockCache(Pass):
                 f"methods are {', '.join(POLICIES)}"
             )
         policy = POLICIES[method]
-        known = {item.name: item for item in dataclasses.fields(policy)}
+        own = {item.name: item for item in dataclasses.fields(cls) if item.name != "policy"}
+        known = {item.name: item for item in dataclasses.fields(policy)} | own
         values = {}
-        for key, value in rest.items():
-            name = key.replace("-", "_")
+        for name, value in rest.items():
             if name not in known:
+                key = name.replace("_", "-")
                 raise unknown_option(f"{cls.name}{{method={method}}}", key, known)
-            values[name] = coerce(cls.name, key, value, known[name])
-        return cls(policy=policy(**values))
+            values[name] = coerce(cls.name, name.replace("_", "-"), value, known[name])
+        kept = {name: values.pop(name) for name in own if name in values}
+        return cls(policy=policy(**values), **kept)
 
     def to_options(self) -> dict[str, Any]:
-        """``method`` and the policy's options that differ from their defaults."""
-        method = next(name for name, kind in POLICIES.items() if kind is type(self.policy))
-        return {"method": method, **changed_fields(self.policy)}
+        """``method``, and the options that differ from their defaults."""
+        own = changed_fields(self)
+        own.pop("policy", None)
+        return {"method": self.policy.method, **changed_fields(self.policy), **own}
 
     def run(self, program: Program, rw: Rewriter) -> None:
-        """Return every branch's output as state, and make one variant for each other mask row."""
-        rows = [row for row in self.policy.rows() if not all(row)]
-        if not rows:
-            rw.note(f"{self.policy.describe()} computes every step, so no cache is inserted")
-            return
+        """Return what is kept as state, and make one variant for each row of the policy."""
         if program.schedule.stateful:
             raise PipelineError(f"{self.name} is in the pipeline twice; leave one out")
         rw.graph_name = MAIN
-        sites = [
-            Site(branch.path, branch.output)
-            for stack in find_stacks(program)
-            for block in stack.blocks
-            for branch in block.branches
-        ]
+        found = Candidates(program)
+        sites, rows = self._decide(found, rw)
+        if not rows:
+            return
+        groups = tuple(dict.fromkeys(site.group for site in sites))
+        dtype = _DTYPES[self.state_dtype] if self.state_dtype else None
+        states = store(rw, sites, depth=self.policy.depth, dtype=dtype)
+        return_states(program, MAIN, states)
+        probe = self.policy.probe(found)
+        if probe is None:
+            full, variants = MAIN, _add_variants(program, MAIN, states, groups, rows)
+            program.schedule = Schedule(full, self.policy, groups, variants)
+        else:
+            variants = _add_probed(program, rw, probe, states, groups, rows)
+            program.schedule = Schedule(REST, self.policy, groups, variants, PROBE, JUDGE)
+        rw.note(f"{len(variants)} variants, {len(sites)} sites, {self.policy.describe()}")
+
+    def _decide(self, found: Candidates, rw: Rewriter) -> tuple[Sequence[Site], Sequence[Row]]:
+        """The sites to keep, and the rows that reuse some; none of these to leave all as it is."""
+        sites = self.policy.sites(found) if found.stacks else []
         if not sites:
             rw.note("no repeated blocks with residual branches were found, so nothing is cached")
-            return
-        for site in sites:
-            rw.begin(site.node)
-        names = add_state_outputs(program, sites)
-        variants = [((1,) * len(rows[0]), MAIN)]
-        for row in rows:
-            name = "reuse" if len(rows) == 1 else f"reuse_{len(variants)}"
-            make_variant(program, name, sites, names)
-            variants.append((row, name))
-        program.schedule = Schedule(MAIN, self.policy, tuple(variants))
-        rw.note(f"{len(variants)} variants, {len(sites)} sites, {self.policy.describe()}")
+            return [], []
+        if self.max_state_bytes is not None:
+            sites = within(sites, self.max_state_bytes, self.policy.depth, found, rw)
+        groups = list(dict.fromkeys(site.group for site in sites))
+        rows = [row for row in self.policy.rows(groups) if not all(row)]
+        reused = {group for row in rows for group, has in zip(groups, row, strict=True) if not has}
+        if sites and not rows:
+            rw.note(f"{self.policy.describe()} computes every step, so no cache is inserted")
+        kept = [site for site in sites if site.group in reused]
+        columns = [groups.index(group) for group in groups if group in reused]
+        return kept, list(dict.fromkeys(tuple(row[i] for i in columns) for row in rows))
+
+
+def _add_variants(
+    program: Program,
+    source: str,
+    states: Sequence[State],
+    groups: Sequence[str],
+    rows: Sequence[Row],
+    **how: Any,
+) -> tuple[tuple[Row, str], ...]:
+    """A graph for each row, ``source`` for the row of ones.
+
+    Args:
+        program: the Program.
+        source: the graph that computes everything.
+        states: all states.
+        groups: what the entries of a row stand for.
+        rows: rows that reuse something.
+        how: further arguments of :func:`add_variant`.
+    """
+    variants = [((1,) * len(groups), source)]
+    for row in rows:
+        name = "reuse" if len(rows) == 1 else f"reuse_{len(variants)}"
+        reused = [group for group, has in zip(groups, row, strict=True) if not has]
+        add_variant(program, name, source, states, reused, **how)
+        variants.append((row, name))
+    return tuple(variants)
+
+
+def _add_probed(
+    program: Program,
+    rw: Rewriter,
+    probe: Probe,
+    states: Sequence[State],
+    groups: Sequence[str],
+    rows: Sequence[Row],
+) -> tuple[tuple[Row, str], ...]:
+    """Split each step at the probe; the variants are of what comes after it."""
+    site = Site("probe", "probe", (probe.measured,), frozenset())
+    measured = store(rw, [site])
+    return_states(program, MAIN, measured)
+    carried = split(program, probe, measured[0])
+    held = () if probe.always else ("probe",)
+    all_states = [*states, *measured]
+    return _add_variants(program, REST, all_states, groups, rows, held=held, carried=carried)

@@ -1,19 +1,24 @@
-"""The one mechanism behind all caching methods: a site's value leaves and enters the graph.
+"""The one mechanism behind all caching methods: a site's values leave and enter the graph.
 
-In the graph that computes everything, each site's value becomes a state output. In a variant, a
-site that is reused becomes a state input, and dead-code elimination takes away the work.
+In the graph that computes everything, each kept value becomes a state output. In a variant, a site
+that is reused is read from state, or forecast from several earlier states, and dead-code
+elimination takes away the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import fx
 
+from dit_compile import ops
+from dit_compile.ir.fake import evaluate, tensor_of
 from dit_compile.ir.origin import Origin, identifier, origin_of
+from dit_compile.ir.printer import target_name
 from dit_compile.ir.program import (
-    MAIN,
     Binding,
     Input,
     InputKind,
@@ -25,74 +30,200 @@ from dit_compile.ir.program import (
     output_node,
 )
 from dit_compile.ir.purity import is_pure
+from dit_compile.passes.block_cache.sites import Kept, Site
+from dit_compile.pipeline.rewriter import Rewriter
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Site:
-    """A value worth reusing across steps.
+class State:
+    """One kept value, as inputs of the Program.
 
     Attributes:
-        path: readable and unique in the model, such as ``transformer_blocks.7.attn1``.
-        node: the value, in the main graph.
+        kept: the value in the main graph.
+        group: the group of its site.
+        names: the input for the latest computed value, then those for earlier ones.
+        stored: what is returned as state.
     """
 
-    path: str
-    node: fx.Node
+    kept: Kept
+    group: str
+    names: tuple[str, ...]
+    stored: fx.Node
 
 
-def add_state_outputs(program: Program, sites: Sequence[Site]) -> dict[str, str]:
-    """Let the main graph return each site's value as state.
+def store(
+    rw: Rewriter, sites: Sequence[Site], *, depth: int = 1, dtype: torch.dtype | None = None
+) -> list[State]:
+    """Compute what the sites' states are, in the rewriter's current graph.
 
-    Returns:
-        The state's name for each site's path.
+    Args:
+        rw: the rewriter; each site is one rewrite.
+        sites: the sites.
+        depth: computed values of a site that are kept.
+        dtype: what states are kept in; ``None`` for their own dtype.
     """
-    graph = program.main
-    names: dict[str, str] = {}
+    states = []
     for site in sites:
-        name = identifier(f"state.{site.path}")
-        while name in program.inputs:
-            name += "_"
-        program.inputs[name] = Input(name, InputKind.STATE, site.path, Binding.LATENT, settled=True)
-        names[site.path] = name
-    end = output_node(graph)
-    end.args = ((*output_args(graph), *(site.node for site in sites)),)
-    program.outputs[MAIN] += tuple(Output(OutputKind.STATE, names[site.path]) for site in sites)
-    return names
+        rw.begin(site.kept[0].value)
+        for number, kept in enumerate(site.kept):
+            path = f"{site.path}.{number}" if number else site.path
+            names = tuple(_declare(rw.program, path, age) for age in range(depth))
+            states.append(State(kept, site.group, names, _stored(rw, kept, dtype)))
+    return states
 
 
-def make_variant(
-    program: Program, name: str, reused: Sequence[Site], names: dict[str, str]
+def return_states(program: Program, graph: str, states: Sequence[State]) -> None:
+    """Let ``graph`` return what is kept of each of ``states``."""
+    end = output_node(program.graphs[graph].graph)
+    end.args = ((*output_args(end.graph), *(state.stored for state in states)),)
+    program.outputs[graph] += tuple(Output(OutputKind.STATE, s.names[0]) for s in states)
+
+
+def add_variant(
+    program: Program,
+    name: str,
+    source: str,
+    states: Sequence[State],
+    reused: Collection[str],
+    held: Collection[str] = (),
+    carried: Mapping[str, str] | None = None,
 ) -> None:
-    """Add the graph ``name``: the main graph with ``reused`` sites read from state.
+    """Add the graph ``name``: the graph ``source`` with some groups read from state.
 
-    State outputs of the main graph are left out: a variant reuses, it does not refresh what it
-    does not compute.
+    What it computes it returns as state, unless that is to be ``held``; what it reuses it does not.
+
+    Args:
+        program: the Program.
+        name: the new graph.
+        source: the graph that computes everything.
+        states: all states.
+        reused: the groups that are read from state.
+        held: groups that are computed, but whose state stays what it was.
+        carried: nodes of the main graph that ``source`` reads as inputs, by their names there.
     """
-    module = copy_graph(program.graphs[MAIN])
+    module = copy_graph(program.graphs[source])
     graph = module.graph
-    by_name = {node.name: node for node in graph.nodes}
+    read = [state for state in states if state.group in reused]
+    stale = {state.names[0] for state in states if state.group in (*reused, *held)}
     outputs = [
         (output, value)
-        for output, value in zip(program.outputs[MAIN], output_args(graph), strict=True)
-        if output.kind is not OutputKind.STATE
+        for output, value in zip(program.outputs[source], output_args(graph), strict=True)
+        if not (output.kind is OutputKind.STATE and output.name in stale)
     ]
     output_node(graph).args = (tuple(value for _, value in outputs),)
-    for site in reversed(reused):  # each goes first, so that they stand in order
-        old = by_name[site.node.name]
-        with graph.inserting_before(next(iter(graph.nodes))):
-            new = graph.placeholder(names[site.path])
-        new.meta["val"] = old.meta["val"]
-        new.meta["origin"] = Origin(site.path, origin_of(old).source, origin_of(old).parents)
-        old.replace_all_uses_with(new, propagate_meta=False)
-    _drop_dead(program, graph)
-    module.recompile()
+    current = {node.name: node for node in graph.nodes}
+    current |= {old: current[new] for old, new in (carried or {}).items() if new in current}
+    _read_states(program, graph, read, current)
+    drop_dead(program, graph)
     program.graphs[name] = module
     program.outputs[name] = tuple(output for output, _ in outputs)
 
 
-def _drop_dead(program: Program, graph: fx.Graph) -> None:
+def drop_dead(program: Program, graph: fx.Graph) -> None:
     """Erase operators and values made ahead that nobody reads; the caller's inputs stay."""
     for node in reversed(list(graph.nodes)):
         dead = not node.users and (is_pure(node) or program.is_made_ahead(node))
         if dead and node.op != "output":
             graph.erase_node(node)
+
+
+def _declare(program: Program, path: str, age: int) -> str:
+    """A new state input."""
+    name = identifier(f"state.{path}" + (f".{age}" if age else ""))
+    while name in program.inputs:
+        name += "_"
+    program.inputs[name] = Input(name, InputKind.STATE, path, Binding.LATENT, settled=True, age=age)
+    return name
+
+
+def _stored(rw: Rewriter, kept: Kept, dtype: torch.dtype | None) -> fx.Node:
+    """The value as it is kept, made right after it."""
+    node, replaces = kept.value, [kept.value]
+    if kept.base is not None:
+        node = rw.call(aten.sub.Tensor, node, kept.base, before=node.next, replaces=replaces)
+    if dtype is not None and tensor_of(node).dtype is not dtype:
+        node = rw.call(
+            aten._to_copy.default, node, dtype=dtype, before=node.next, replaces=replaces
+        )
+    return node
+
+
+def _read_states(
+    program: Program, graph: fx.Graph, states: Sequence[State], current: dict[str, fx.Node]
+) -> None:
+    """Put state in the place of the kept values, which are found by their names."""
+    first = next(iter(graph.nodes))
+    inputs: dict[str, fx.Node] = {}
+    for state in states:  # placeholders first, in order
+        if len(state.names) > 1:
+            name = _coefficients(program, state)
+            if name not in inputs:
+                value = _row_of(program, state)
+                inputs[name] = _placeholder(graph, first, name, value, Origin(state.group))
+        for name in state.names:
+            origin = Origin(program.inputs[name].path, *_provenance(state.kept.value))
+            inputs[name] = _placeholder(graph, first, name, tensor_of(state.stored), origin)
+    for state in states:
+        old = current[state.kept.value.name]
+        made = _Made(program, graph, old)
+        new = inputs[state.names[0]]
+        if len(state.names) > 1:
+            history = [inputs[name] for name in state.names]
+            new = made(ops.forecast, inputs[_coefficients(program, state)], history)
+        if tensor_of(new).dtype is not tensor_of(old).dtype:
+            new = made(aten._to_copy.default, new, dtype=tensor_of(old).dtype)
+        if state.kept.base is not None:
+            new = made(aten.add.Tensor, current[state.kept.base.name], new)
+        old.replace_all_uses_with(new, propagate_meta=False)
+        current[old.name] = new
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Makes nodes in the place of ``old``."""
+
+    program: Program
+    graph: fx.Graph
+    old: fx.Node
+
+    def __call__(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        origin = origin_of(self.old)
+        with self.graph.inserting_before(self.old):
+            name = target_name(target).rpartition(".")[2]
+            node = self.graph.create_node("call_function", target, args, kwargs, name)
+        node.meta["origin"] = Origin(origin.path, origin.source, (self.old.name,))
+        node.meta["val"] = evaluate(node, self.program.fake_mode)
+        return node
+
+
+def _placeholder(
+    graph: fx.Graph, before: fx.Node, name: str, value: torch.Tensor, origin: Origin
+) -> fx.Node:
+    with graph.inserting_before(before):
+        node = graph.placeholder(name)
+    node.meta["val"], node.meta["origin"] = value, origin
+    return node
+
+
+def _provenance(node: fx.Node) -> tuple[str, tuple[str, ...]]:
+    origin = origin_of(node)
+    return origin.source, origin.parents
+
+
+def _coefficients(program: Program, state: State) -> str:
+    """The input that holds the coefficients of a group's forecast, declared if it is missing."""
+    name = identifier(f"forecast.{state.group}")
+    if name not in program.inputs:
+        program.inputs[name] = Input(
+            name, InputKind.COEFFICIENTS, state.group, Binding.LATENT, settled=True
+        )
+    return name
+
+
+def _row_of(program: Program, state: State) -> torch.Tensor:
+    """The fake value of a forecast's coefficients."""
+    device = tensor_of(state.stored).device
+    with program.fake_mode:
+        return torch.empty(len(state.names), dtype=torch.float32, device=device)

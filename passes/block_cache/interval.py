@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from dit_compile.errors import PipelineError
-from dit_compile.ir.schedule import Step
+from dit_compile.ir.schedule import Done, Row, Step
+from dit_compile.passes.block_cache.policy import CachePolicy
+
+if TYPE_CHECKING:
+    from dit_compile.passes.block_cache.sites import Candidates, Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
+class Interval(CachePolicy):
     """Compute every ``interval``-th step, the first and the last always; reuse all sites between.
 
     Source: FORA, "Fast-Forward Caching in Diffusion Transformer Acceleration", Selvaraju et al.,
@@ -21,22 +25,20 @@ class Interval:
         interval: steps from one computed step to the next; 1 computes every step.
     """
 
+    method: ClassVar[str] = "interval"
     interval: int = 3
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise PipelineError(
-                f"insert-block-cache: interval must be at least 1, not {self.interval}"
-            )
+        self.at_least("interval", 1)
 
-    def row(self, step: Step) -> tuple[int, ...]:
-        """``(1,)`` for a computed step, ``(0,)`` for a reused one."""
-        return (int(step.index % self.interval == 0 or step.last),)
+    def sites(self, found: Candidates) -> Sequence[Site]:
+        """Every branch, all in one group."""
+        return found.branches(lambda branch: "blocks")
 
-    def rows(self) -> Sequence[tuple[int, ...]]:
+    def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
+        """At multiples of the interval, and at the last step."""
+        return step.index % self.interval == 0 or step.last
+
+    def rows(self, groups: Sequence[str]) -> Sequence[Row]:
         """Both rows, or only the computing one if the interval is 1."""
         return [(1,)] if self.interval == 1 else [(1,), (0,)]
-
-    def describe(self) -> str:
-        """The policy in one line."""
-        return f"interval={self.interval}"

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import dit_compile as ditc
+
 WIDTH = 16
 #: Eight steps; one more at this spacing would fall below zero.
 TIMES = (841.0, 721.0, 601.0, 481.0, 361.0, 241.0, 121.0, 1.0)
@@ -137,6 +139,11 @@ def alone(model: Toy, calls: Sequence[Inputs] | Loop, pattern: str) -> list[Tens
     for handle in handles:
         handle.remove()
     return results
+
+
+def counters(session: ditc.Session) -> dict[str, int]:
+    """What a session counted of one that only computes or reuses."""
+    return {key: session.summary()[key] for key in ("generations", "lanes", "computed", "reused")}
 
 
 def assert_same(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:

@@ -189,9 +189,9 @@ class TestEnd:
         seen = tracker()
         lane = seen.place(call(9)).lane
         lane.state["x"] = torch.zeros(1)
-        lane.computed = 3
+        lane.served["computed"] = 3
         seen.end()
-        assert (lane.state, lane.context, lane.computed) == ({}, {}, 3)
+        assert (lane.state, lane.context, lane.served["computed"]) == ({}, {}, 3)
         assert steps([seen.place(call(8))]) == [0]
         assert seen.generations == 2
 

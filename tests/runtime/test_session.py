@@ -24,6 +24,7 @@ from tests.runtime.loops import (
     alone,
     assert_same,
     compiled,
+    counters,
     every,
     label,
     prompt,
@@ -49,7 +50,7 @@ class TestOneLoop:
         loop = Loop(label(1))
         with ditc.session(fast, timesteps=stated) as session:
             assert_same(run(fast, loop), alone(toy, loop, ALTERNATE))
-        assert session.summary() == {"generations": 1, "lanes": 1, "computed": 5, "reused": 3}
+        assert counters(session) == {"generations": 1, "lanes": 1, "computed": 5, "reused": 3}
 
     def test_interval_3(self, toy: Toy) -> None:
         fast, loop = compiled(toy, interval=3), Loop(label(1))
@@ -90,7 +91,7 @@ class TestLanes:
             got = take_turns(fast, *lanes)
         for outputs, lane in zip(got, lanes, strict=True):
             assert_same(outputs, alone(toy, lane, ALTERNATE))
-        assert session.summary() == {"generations": 1, "lanes": 2, "computed": 10, "reused": 6}
+        assert counters(session) == {"generations": 1, "lanes": 2, "computed": 10, "reused": 6}
 
     def test_third_lane_that_skips_a_layer(self, toy: Toy, fast: Any) -> None:
         lanes = [list(Loop(label(1))), list(Loop(label(2)))]
@@ -212,7 +213,7 @@ class TestNextGeneration:
             for seed in range(3):
                 loop = Loop(label(1), seed)
                 assert_same(run(fast, loop), alone(toy, loop, ALTERNATE))
-        assert session.summary() == {"generations": 3, "lanes": 1, "computed": 5, "reused": 3}
+        assert counters(session) == {"generations": 3, "lanes": 1, "computed": 5, "reused": 3}
 
     def test_after_a_single_call(self, toy: Toy, fast: Any) -> None:
         """A warm-up at any timestep is no first step of what follows."""
@@ -236,7 +237,7 @@ class TestNextGeneration:
             with pytest.raises(IndexError):
                 run(fast, [calls[4] | {"y": label(99)}])
             assert_same(run(fast, second), alone(toy, second, "crc"))
-        assert session.summary() == {"generations": 2, "lanes": 1, "computed": 2, "reused": 1}
+        assert counters(session) == {"generations": 2, "lanes": 1, "computed": 2, "reused": 1}
 
     def test_after_an_exception_in_the_loop(self, toy: Toy, fast: Any) -> None:
         second = Loop(label(1), seed=3, times=TIMES[5:])
@@ -475,7 +476,7 @@ class TestLifetime:
         other = compiled(Toy(seed=1))
         with ditc.session(toy) as session:
             run(other, Loop(label(1)))
-            assert session.summary() == {"generations": 0, "lanes": 0, "computed": 0, "reused": 0}
+            assert counters(session) == {"generations": 0, "lanes": 0, "computed": 0, "reused": 0}
             run(fast, Loop(label(1)))
         assert session.summary()["lanes"] == 1
 

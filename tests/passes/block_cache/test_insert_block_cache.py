@@ -15,9 +15,10 @@ from dit_compile.errors import PipelineError
 from dit_compile.ir.fingerprint import fingerprint, graph_fingerprint
 from dit_compile.ir.printer import print_graph
 from dit_compile.ir.program import MAIN, Binding, InputKind, OutputKind, Program, placeholders
-from dit_compile.ir.schedule import Step
+from dit_compile.ir.schedule import Row
 from dit_compile.passes.block_cache.insert_block_cache import InsertBlockCache
 from dit_compile.passes.block_cache.interval import Interval
+from dit_compile.passes.block_cache.sites import Candidates, Site
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.reference import run_reference
 from tests.analysis.structures import captured
@@ -147,21 +148,21 @@ def test_an_interval_of_one_inserts_nothing(program: Program) -> None:
     done = rewrite("insert-block-cache{interval=1}", program, X, C)
     assert fingerprint(done.after) == fingerprint(program)
     assert not done.after.schedule.stateful
-    assert done.records[0].notes == ["interval=1 computes every step, so no cache is inserted"]
+    assert done.records[0].notes == [
+        "interval{interval=1} computes every step, so no cache is inserted"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ones:
+class Ones(Interval):
     """A policy that never reuses, though it counts several groups of sites."""
 
-    def row(self, step: Step) -> tuple[int, ...]:
-        return (1, 1, 1)
+    def sites(self, found: Candidates) -> Sequence[Site]:
+        return found.branches(lambda branch: branch.kind)
 
-    def rows(self) -> Sequence[tuple[int, ...]]:
-        return [(1, 1, 1)]
-
-    def describe(self) -> str:
-        return "ones"
+    def rows(self, groups: Sequence[str]) -> Sequence[Row]:
+        assert list(groups) == ["attn", "mlp"]
+        return [(1, 1)]
 
 
 def test_a_mask_of_ones_is_the_uncached_program(program: Program) -> None:
@@ -176,9 +177,8 @@ def test_the_schedule_names_both_variants(cached: Rewritten) -> None:
     schedule = cached.after.schedule
     assert dict(schedule.variants) == {(1,): MAIN, (0,): "reuse"}
     assert schedule.policy == Interval(interval=2)
-    chosen = [schedule.choose(Step(i, 5, i == 4)) for i in range(5)]
-    assert chosen == [MAIN, "reuse", MAIN, "reuse", MAIN]
-    assert cached.records[0].notes == ["2 variants, 4 sites, interval=2"]
+    assert schedule.mask(5) == [(1,), (0,), (1,), (0,), (1,)]
+    assert cached.records[0].notes == ["2 variants, 4 sites, interval{interval=2}"]
 
 
 def test_the_main_graph_computes_what_it_did(cached: Rewritten) -> None:

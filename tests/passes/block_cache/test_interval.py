@@ -7,14 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_compile.errors import PipelineError
-from dit_compile.ir.schedule import Schedule
 from dit_compile.passes.block_cache.interval import Interval
+from tests.passes.block_cache.masks import computed_steps
 
 
 def mask(interval: int, steps: int) -> str:
-    policy = Interval(interval=interval)
-    rows = tuple((row, "reuse" if not all(row) else "full") for row in policy.rows())
-    return "".join(str(row[0]) for row in Schedule("full", policy, rows).mask(steps))
+    return computed_steps(Interval(interval=interval), steps)["blocks"]
 
 
 def test_masks_are_those_of_the_paper_with_the_last_step_computed() -> None:
@@ -38,7 +36,7 @@ def test_no_reuse_is_older_than_the_interval(interval: int, steps: int) -> None:
 @given(interval=st.integers(1, 12), steps=st.integers(1, 60))
 def test_rows_lists_every_row_that_comes_up(interval: int, steps: int) -> None:
     assert {(int(item),) for item in mask(interval, steps)} <= set(
-        Interval(interval=interval).rows()
+        Interval(interval=interval).rows(["blocks"])
     )
 
 

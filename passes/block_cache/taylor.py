@@ -1,0 +1,83 @@
+"""Compute every N-th step and forecast in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from dit_compile.ir.schedule import Done, Row, Step
+from dit_compile.passes.block_cache.forecast import BASES
+from dit_compile.passes.block_cache.policy import CachePolicy
+
+if TYPE_CHECKING:
+    from dit_compile.passes.block_cache.sites import Candidates, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor(CachePolicy):
+    """Compute every ``interval``-th step, and forecast all sites between from the last ones.
+
+    Source: TaylorSeer, "From Reusing to Forecasting: Accelerating Diffusion Models with
+    TaylorSeers", Liu et al., 2025: the forecast is ``sum_i D_i / i! * d^i``, with ``d`` the
+    distance to the last computed step, ``D_0`` its value and ``D_(i+1)`` the change of ``D_i``
+    between the last two computed steps over their distance. With n computed steps the order is at
+    most n - 1.
+
+    Attributes:
+        interval: steps from one computed step to the next; 1 computes every step.
+        order: highest order of the forecast; 0 reuses the last value.
+        warmup_steps: first steps, all computed.
+        basis: ``taylor`` as published, or ``newton``: divided differences on the true spacing,
+            exact on polynomials of degree ``order``.
+        axis: what distances are measured on: ``step``, or ``timestep`` as the model gets it.
+        scope: ``branch`` keeps every attention and MLP output, ``last`` only what the last block
+            leaves: far less memory, and the modulations of a forecast step are not its own.
+    """
+
+    method: ClassVar[str] = "taylor"
+    interval: int = 4
+    order: int = 2
+    warmup_steps: int = 3
+    basis: str = "taylor"
+    axis: str = "step"
+    scope: str = "branch"
+
+    def __post_init__(self) -> None:
+        self.at_least("interval", 1)
+        self.at_least("order", 0)
+        self.at_least("warmup_steps", 1)
+        self.one_of("basis", BASES)
+        self.one_of("axis", ("step", "timestep"))
+        self.one_of("scope", ("branch", "last"))
+
+    @property
+    def depth(self) -> int:
+        """One value for each order, and the last."""
+        return self.order + 1
+
+    def sites(self, found: Candidates) -> Sequence[Site]:
+        """Every branch, or what the last block leaves."""
+        if self.scope == "branch":
+            return found.branches(lambda branch: "blocks")
+        return [found.span(0, len(found.blocks), "blocks", residual=False)]
+
+    def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
+        """The first steps, then every ``interval``-th, and the last."""
+        since = step.index - self.warmup_steps + 1
+        return since <= 0 or since % self.interval == 0 or step.last
+
+    def rows(self, groups: Sequence[str]) -> Sequence[Row]:
+        """Both rows, or only the computing one if the interval is 1."""
+        return [(1,)] if self.interval == 1 else [(1,), (0,)]
+
+    def coefficients(self, step: Step, computed: Sequence[Step]) -> Sequence[float]:
+        """The forecast's, on the chosen axis; steps are used where timesteps are not known."""
+        places = [self._place(each) for each in (step, *computed)]
+        if None in places or len(set(places)) < len(places):
+            places = [float(each.index) for each in (step, *computed)]
+        at, *known = (place for place in places if place is not None)
+        return BASES[self.basis](at, known)
+
+    def _place(self, step: Step) -> float | None:
+        return step.time if self.axis == "timestep" else float(step.index)

@@ -1,0 +1,77 @@
+"""Every method on unlike families: with the state of the same step, all graphs give the same."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from dit_compile.ir.program import MAIN, InputKind, Program, placeholders
+from dit_compile.ir.verifier import Verifier
+from dit_compile.passes.block_cache.policies import POLICIES
+from dit_compile.pipeline.pipeline import Pipeline
+from dit_compile.runtime.reference import run_reference
+from tests.analysis.structures import FAMILIES, captured
+from tests.passes.irtest import ops
+
+#: Options that let a method fire on any model.
+OPTIONS = {
+    "interval": "",
+    "delta": "",
+    "smooth": ",mask=1010",
+    "taylor": "",
+    "taylor ": ",scope=last,order=1",
+    "pyramid": ",mlp=2",
+    "first-block": ",residual-diff-threshold=0.5",
+    "first-block ": ",measure=embedding,order=1",
+    "magnitude": ",ratios=[1,1,1,1],retention=0",
+    "mask": ',mask="attn:1010 mlp:1100"',
+}
+
+
+@functools.cache
+def exact(family: str) -> Program:
+    """A family after the exact passes."""
+    program = captured(family)[0].copy()
+    Pipeline.parse("exact").run(program)
+    return program
+
+
+#: Two unlike families at once, the others with the slow tests.
+EACH = [
+    pytest.param(name, marks=[] if name in ("dit", "flux") else pytest.mark.slow)
+    for name in FAMILIES
+]
+
+
+def test_all_methods_are_tried() -> None:
+    assert {method.strip() for method in OPTIONS} == POLICIES.keys()
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("family", EACH)
+def test_every_variant_is_the_full_step(family: str, method: str) -> None:
+    program, values = captured(family)
+    named = dict(zip([n.name for n in placeholders(program.main)], values, strict=True))
+    after = exact(family).copy()
+    text = f"insert-block-cache{{method={method.strip()}{OPTIONS[method]}}}"
+    (record,) = Pipeline.parse(text).run(after).records
+    assert after.schedule.stateful, record.notes
+    Verifier().check(after)
+    results = run_reference(after, named)
+    assert results.keys() == {MAIN, *(name for _, name in after.schedule.variants)}
+    for name, outputs in results.items():
+        for first, second in zip(results[MAIN], outputs, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_a_span_takes_all_work_of_its_blocks_away(family: str) -> None:
+    after = exact(family).copy()
+    Pipeline.parse("insert-block-cache{method=taylor,scope=last}").run(after)
+    left = ops(after, "reuse")
+    assert not left["aten.scaled_dot_product_attention"]
+    assert left["aten.linear"] < 10
+    states = {spec.path for spec in after.of_kind(InputKind.STATE)}
+    assert len(states) == 1, "only the latent's stream is used after the last block"
