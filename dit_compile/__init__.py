@@ -4,8 +4,9 @@ Importing this package imports nothing else: torch is loaded when something firs
 
     fast = torch.compile(model, backend="ditc")
 
-``explain`` shows what each pass does to a model, ``session`` states a sampling loop, and
-``invalidate`` tells compiled models that their weights were written to behind torch's back.
+``explain`` shows what each pass does to a model, ``session`` states a sampling loop, ``calibrate``
+runs one to find what an approximation must know, and ``invalidate`` tells compiled models that
+their weights were written to behind torch's back.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dit_compile.calibration.calibrate import calibrate
+    from dit_compile.calibration.plan import Plan
     from dit_compile.explanation import Explanation, explain
     from dit_compile.pipeline.pipeline import Pipeline
     from dit_compile.runtime.compiled import invalidate
@@ -23,14 +26,25 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Explanation": "dit_compile.explanation",
+    "Plan": "dit_compile.calibration.plan",
     "Pipeline": "dit_compile.pipeline.pipeline",
     "Session": "dit_compile.runtime.session",
+    "calibrate": "dit_compile.calibration.calibrate",
     "explain": "dit_compile.explanation",
     "invalidate": "dit_compile.runtime.compiled",
     "session": "dit_compile.runtime.session",
 }
 
-__all__ = ["Explanation", "Pipeline", "Session", "explain", "invalidate", "session"]
+__all__ = [
+    "Explanation",
+    "Pipeline",
+    "Plan",
+    "Session",
+    "calibrate",
+    "explain",
+    "invalidate",
+    "session",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -65,6 +65,10 @@ class SessionError(DitcError):
     """A Session was used in a way that it cannot serve."""
 
 
+class PlanError(DitcError):
+    """A Plan cannot be read, or was made for another model."""
+
+
 class ModelFileError(DitcError):
     """A model file or model reference cannot be read."""
 

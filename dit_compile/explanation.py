@@ -127,7 +127,7 @@ def explain(
         PassError, VerificationError, NumericError: a pass broke its promise.
     """
     check_torch()
-    pipeline = Pipeline.parse(passes)
+    pipeline = Pipeline.parse(passes).calibrated()
     started = time.perf_counter()
     with torch.no_grad():
         program = capture_module(model, args, kwargs, dynamic_shapes=dynamic_shapes)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._inductor.compile_fx import compile_fx
@@ -15,9 +17,11 @@ from torch._inductor.compile_fx import compile_fx
 from dit_compile import config
 from dit_compile.analysis.binding import settle
 from dit_compile.backends.base import Backend
+from dit_compile.calibration.plan import Plan
 from dit_compile.capture.dynamo import capture_dynamo
-from dit_compile.errors import BindingError, DitcWarning, OptionError, suggest
-from dit_compile.ir.program import Program
+from dit_compile.errors import BindingError, DitcWarning, OptionError, PlanError, suggest
+from dit_compile.ir.fake import tensor_of
+from dit_compile.ir.program import InputKind, Program, placeholders
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Pipeline, PipelineRun
 from dit_compile.pipeline.presets import preset
@@ -33,6 +37,7 @@ class Options:
     Attributes:
         preset: name of a preset pipeline: ``exact``, ``balanced`` or ``fast``.
         passes: the text of a pipeline, in place of a preset.
+        plan: a Plan from :func:`ditc.calibrate`, or the path of one, in place of a pipeline.
         target: the backend that compiles the graphs.
         bindings: binding time by argument name, where structure cannot tell.
         strict: raise on any failure inside ditc, instead of falling back with a warning.
@@ -41,6 +46,7 @@ class Options:
 
     preset: str = "exact"
     passes: str | None = None
+    plan: Plan | str | os.PathLike[str] | None = None
     target: str = "inductor"
     bindings: Mapping[str, str] = field(default_factory=dict)
     strict: bool = field(default_factory=config.strict_by_default)
@@ -65,21 +71,28 @@ class Options:
                     f"option {name!r} takes {_TYPES[name][0].__name__}, not "
                     f"{type(value).__name__} {value!r}"
                 )
-        if options and "preset" in options and options.get("passes") is not None:
-            raise OptionError("give either 'preset' or 'passes', not both")
+        given = [name for name in ("preset", "passes", "plan") if (options or {}).get(name)]
+        if len(given) > 1:
+            raise OptionError(f"give either {given[0]!r} or {given[1]!r}, not both")
         parsed = cls(**dict(options or {}))
+        if parsed.plan is not None and not isinstance(parsed.plan, Plan):
+            parsed = dataclasses.replace(parsed, plan=Plan.load(parsed.plan))
         parsed.pipeline()
         find_backend(parsed.target)
         return parsed
 
     def pipeline(self) -> Pipeline:
         """The pipeline that these options ask for."""
-        return Pipeline.parse(self.passes if self.passes is not None else preset(self.preset))
+        if isinstance(self.plan, Plan):
+            return Pipeline.parse(self.plan.passes)
+        text = self.passes if self.passes is not None else preset(self.preset)
+        return Pipeline.parse(text).calibrated()
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "preset": (str,),
     "passes": (str, type(None)),
+    "plan": (Plan, str, os.PathLike, type(None)),
     "target": (str,),
     "bindings": (dict, Mapping),
     "strict": (bool,),
@@ -106,7 +119,8 @@ def ditc(
         mode: torch.compile's mode; ditc has presets in its place.
 
     Raises:
-        OptionError, PipelineError, BindingError, UnsupportedTorchError: the call itself is wrong.
+        OptionError, PipelineError, BindingError, PlanError, UnsupportedTorchError: the call itself
+            is wrong.
         DitcError: with ``strict``, any failure.
     """
     check_torch()
@@ -117,8 +131,11 @@ def ditc(
     parsed = Options.parse(options)
     pipeline = parsed.pipeline()
     try:
-        return build(module, pipeline, parsed)
-    except (TensorifyScalarRestartAnalysis, OptionError, BindingError):
+        captured = capture_dynamo(module)
+        if isinstance(parsed.plan, Plan):
+            _check(parsed.plan, captured, example_inputs)
+        return _assemble(captured, pipeline, parsed)
+    except (TensorifyScalarRestartAnalysis, OptionError, BindingError, PlanError):
         raise
     except Exception as error:
         if parsed.strict:
@@ -128,9 +145,30 @@ def ditc(
         return plain  # type: ignore[no-any-return]
 
 
-def build(module: fx.GraphModule, pipeline: Pipeline, options: Options) -> CompiledProgram:
-    """Capture, rewrite and compile one graph from Dynamo."""
-    return _assemble(capture_dynamo(module), pipeline, options)
+def _check(plan: Plan, captured: Program, example_inputs: Sequence[Any]) -> None:
+    """Raise if the Plan is for another structure, warn if it is for other weights.
+
+    Raises:
+        PlanError: naming the first weight that differs.
+    """
+    specs = captured.of_kind(InputKind.WEIGHT)
+    named = {str(node.target): node for node in placeholders(captured.main)}
+    shapes = {spec.path: tensor_of(named[spec.name]).shape for spec in specs if spec.name in named}
+    misfit = plan.misfit({path: tuple(map(int, shape)) for path, shape in shapes.items()})
+    if misfit:
+        raise PlanError(f"the plan was made for another model: {misfit}; calibrate this one")
+    passed = [spec for spec in captured.inputs.values() if spec.name not in captured.constants]
+    values = {
+        spec.path: value
+        for spec, value in zip(passed, example_inputs, strict=False)
+        if spec.kind is InputKind.WEIGHT and type(value) in (torch.Tensor, torch.nn.Parameter)
+    }
+    strange = plan.strange(values)
+    if strange:
+        _warn(
+            f"the plan was made with other weights ({strange[0]} and {len(strange) - 1} more); "
+            "calibrate again for the best quality"
+        )
 
 
 def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> CompiledProgram:

@@ -89,6 +89,7 @@ class Schedule:
         full: the graph that computes everything; also used whenever reuse is not certain.
         policy: the caching policy, ``None`` if every step is computed in full.
         groups: what the entries of a row stand for.
+        states: the name of each state and the group that it belongs to.
         variants: a row and the name of the graph that computes just that; the full one is first.
         probe: the graph that runs before the others at every step of a dynamic policy, else "".
         judge: the graph that compares what the probe found with state, else "".
@@ -97,6 +98,7 @@ class Schedule:
     full: str
     policy: Policy | None = None
     groups: tuple[str, ...] = ()
+    states: tuple[tuple[str, str], ...] = ()
     variants: tuple[tuple[Row, str], ...] = ()
     probe: str = ""
     judge: str = ""

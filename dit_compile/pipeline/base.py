@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +13,7 @@ from typing_extensions import Self
 from dit_compile.errors import PipelineError, suggest
 
 if TYPE_CHECKING:
+    from dit_compile.calibration.measured import Measured
     from dit_compile.ir.program import Program
     from dit_compile.pipeline.rewriter import Rewriter
 
@@ -46,6 +47,23 @@ class Pass:
     def run(self, program: Program, rw: Rewriter) -> None:
         """Rewrite ``program`` through ``rw``."""
         raise NotImplementedError  # pragma: no cover - every pass overrides it
+
+    @property
+    def uncalibrated(self) -> str:
+        """What calibration must record before it can run; empty if nothing."""
+        return ""
+
+    def recorder(self) -> Pass:
+        """The pass that runs in its place while calibration records."""
+        return self
+
+    def fitted(self, measured: Measured) -> Self:
+        """This pass with what calibration measured through its :meth:`recorder`."""
+        return self
+
+    def ladder(self) -> Sequence[Pass]:
+        """This pass from its gentlest to its strongest setting; itself where there is but one."""
+        return [self]
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:

@@ -103,6 +103,20 @@ class Pipeline:
                     )
         return self
 
+    def calibrated(self) -> Pipeline:
+        """This pipeline, if all its passes know what they need.
+
+        Raises:
+            PipelineError: naming the pass that must be calibrated first.
+        """
+        for item in self.passes:
+            if item.uncalibrated:
+                raise PipelineError(
+                    f"{item} must be calibrated first: plan = ditc.calibrate(sample, model, "
+                    'passes=...), then options={"plan": plan}'
+                )
+        return self
+
     def __str__(self) -> str:
         return ",".join(str(item) for item in self.passes)
 

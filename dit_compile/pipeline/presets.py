@@ -15,6 +15,12 @@ PRESETS: dict[str, str] = {
     "fast": f"{_EXACT},insert-block-cache{{method=interval,interval=3}}",
 }
 
+#: What calibration tries under a budget when no pipeline is given.
+SEARCHED = tuple(
+    f"{_EXACT},insert-block-cache{{method={method}}}"
+    for method in ("interval", "delta", "smooth", "taylor", "first-block", "magnitude")
+)
+
 
 def preset(name: str) -> str:
     """The pipeline text of a preset.

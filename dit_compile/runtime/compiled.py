@@ -26,6 +26,7 @@ from dit_compile.runtime.ahead import Ahead, Values
 from dit_compile.runtime.generation import Call, Place
 from dit_compile.runtime.session import current
 from dit_compile.runtime.states import States
+from dit_compile.runtime.watch import Watched, announce, watched
 from dit_compile.runtime.weights import DerivedWeights
 
 #: Makes a compiled Program again with some inputs bound as latents; ``None`` if that failed.
@@ -94,7 +95,7 @@ class CompiledProgram:
             return self._successor(*args)
         values: Values = dict(zip(self.arguments, args, strict=True))
         values.update(self.program.constants)
-        if not self._ahead and not self.program.schedule.stateful:
+        if not (self._ahead or self.program.schedule.stateful or watched()):
             return self._call(MAIN, values).results
         weights = [values[name] for name in self._weights]
         tracker = current(weights).tracker(self, weights)
@@ -141,6 +142,7 @@ class CompiledProgram:
         done = self._call(name, values)
         self._states.keep(lane, done.named)
         self._states.record(lane, Done(step, computed))
+        announce(Watched(self.program, name, lane, step, done.named))
         return done.results
 
     def _call(self, name: str, values: Values) -> _Returned:

@@ -45,7 +45,7 @@ class Call:
     context: Mapping[str, object]
 
 
-@dataclass
+@dataclass(eq=False)
 class Lane:
     """One stream of evaluations within a generation, such as the unconditional half of guidance.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.ir.schedule import Done, Row, Step
 from dit_compile.passes.block_cache.policy import CachePolicy, progress
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from dit_compile.passes.block_cache.sites import Candidates, Site
 
 
@@ -37,6 +39,10 @@ class Delta(CachePolicy):
         self.at_least("interval", 1)
         self.between("boundary", 0, 1)
         self.between("span", 0, 1)
+
+    def ladder(self) -> Sequence[Self]:
+        """Growing intervals."""
+        return [replace(self, interval=each) for each in range(2, 9)]
 
     def sites(self, found: Candidates) -> Sequence[Site]:
         """The front span and the rear span, those that are ever reused."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.errors import PipelineError
@@ -13,6 +12,8 @@ from dit_compile.passes.block_cache.forecast import newton
 from dit_compile.passes.block_cache.policy import CachePolicy, reused_in_a_row
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from dit_compile.passes.block_cache.probe import Probe
     from dit_compile.passes.block_cache.sites import Candidates, Site
 
@@ -70,6 +71,13 @@ class FirstBlock(CachePolicy):
         """The first block that may be reused."""
         return self.front if self.measure == "residual" else 0
 
+    def ladder(self) -> Sequence[Self]:
+        """Growing thresholds."""
+        return [
+            replace(self, residual_diff_threshold=each)
+            for each in (0.03, 0.05, 0.08, 0.12, 0.18, 0.27, 0.4)
+        ]
+
     def sites(self, found: Candidates) -> Sequence[Site]:
         """The blocks in between.
 
@@ -121,7 +129,10 @@ class FirstBlock(CachePolicy):
     def _rescaled(self, change: float) -> float:
         if self.measure == "residual":
             return change
-        return abs(reduce(lambda total, factor: total * change + factor, self.rescale, 0.0))
+        value = 0.0
+        for factor in self.rescale:
+            value = value * change + factor
+        return abs(value)
 
 
 def _reached(count: int, limit: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from typing_extensions import Self
 
+from dit_compile.calibration.measured import Measured
 from dit_compile.errors import PipelineError, suggest
 from dit_compile.ir.program import MAIN, Program
 from dit_compile.ir.schedule import Row, Schedule
@@ -18,6 +19,7 @@ from dit_compile.passes.block_cache.interval import Interval
 from dit_compile.passes.block_cache.policies import POLICIES
 from dit_compile.passes.block_cache.policy import CachePolicy
 from dit_compile.passes.block_cache.probe import JUDGE, PROBE, REST, Probe, split
+from dit_compile.passes.block_cache.record import Record
 from dit_compile.passes.block_cache.sites import Candidates, Site
 from dit_compile.passes.block_cache.worth import within
 from dit_compile.pipeline.base import Kind, Pass, changed_fields, coerce, unknown_option
@@ -90,6 +92,23 @@ class InsertBlockCache(Pass):
         own.pop("policy", None)
         return {"method": self.policy.method, **changed_fields(self.policy), **own}
 
+    @property
+    def uncalibrated(self) -> str:
+        """What its policy must be told by calibration first."""
+        return self.policy.uncalibrated
+
+    def recorder(self) -> Self:
+        """This pass with a policy that records what its own must be told."""
+        return dataclasses.replace(self, policy=Record(scope=self.uncalibrated))
+
+    def fitted(self, measured: Measured) -> Self:
+        """This pass with what calibration measured."""
+        return dataclasses.replace(self, policy=self.policy.fitted(measured))
+
+    def ladder(self) -> Sequence[Self]:
+        """This pass with each setting of its policy."""
+        return [dataclasses.replace(self, policy=policy) for policy in self.policy.ladder()]
+
     def run(self, program: Program, rw: Rewriter) -> None:
         """Return what is kept as state, and make one variant for each row of the policy."""
         if program.schedule.stateful:
@@ -97,19 +116,20 @@ class InsertBlockCache(Pass):
         rw.graph_name = MAIN
         found = Candidates(program)
         sites, rows = self._decide(found, rw)
-        if not rows:
+        if not (rows or self.policy.records):
             return
         groups = tuple(dict.fromkeys(site.group for site in sites))
         dtype = _DTYPES[self.state_dtype] if self.state_dtype else None
         states = store(rw, sites, depth=self.policy.depth, dtype=dtype)
         return_states(program, MAIN, states)
         probe = self.policy.probe(found)
+        named = tuple((state.names[0], state.group) for state in states)
         if probe is None:
-            full, variants = MAIN, _add_variants(program, MAIN, states, groups, rows)
-            program.schedule = Schedule(full, self.policy, groups, variants)
+            variants = _add_variants(program, MAIN, states, groups, rows)
+            program.schedule = Schedule(MAIN, self.policy, groups, named, variants)
         else:
             variants = _add_probed(program, rw, probe, states, groups, rows)
-            program.schedule = Schedule(REST, self.policy, groups, variants, PROBE, JUDGE)
+            program.schedule = Schedule(REST, self.policy, groups, named, variants, PROBE, JUDGE)
         rw.note(f"{len(variants)} variants, {len(sites)} sites, {self.policy.describe()}")
 
     def _decide(self, found: Candidates, rw: Rewriter) -> tuple[Sequence[Site], Sequence[Row]]:
@@ -120,6 +140,8 @@ class InsertBlockCache(Pass):
             return [], []
         if self.max_state_bytes is not None:
             sites = within(sites, self.max_state_bytes, self.policy.depth, found, rw)
+        if self.policy.records:
+            return sites, []
         groups = list(dict.fromkeys(site.group for site in sites))
         rows = [row for row in self.policy.rows(groups) if not all(row)]
         reused = {group for row in rows for group, has in zip(groups, row, strict=True) if not has}

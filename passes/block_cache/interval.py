@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.ir.schedule import Done, Row, Step
 from dit_compile.passes.block_cache.policy import CachePolicy
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from dit_compile.passes.block_cache.sites import Candidates, Site
 
 
@@ -30,6 +32,10 @@ class Interval(CachePolicy):
 
     def __post_init__(self) -> None:
         self.at_least("interval", 1)
+
+    def ladder(self) -> Sequence[Self]:
+        """Growing intervals."""
+        return [replace(self, interval=each) for each in range(2, 9)]
 
     def sites(self, found: Candidates) -> Sequence[Site]:
         """Every branch, all in one group."""

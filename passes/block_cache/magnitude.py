@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import Self
-
-from dit_compile.errors import PipelineError
 from dit_compile.ir.schedule import Done, Row, Step
 from dit_compile.passes.block_cache.calibrated import position
 from dit_compile.passes.block_cache.policy import CachePolicy, last_computed, progress
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dit_compile.calibration.measured import Measured
     from dit_compile.passes.block_cache.sites import Candidates, Site
 
 
@@ -46,20 +46,25 @@ class Magnitude(CachePolicy):
         self.at_least("threshold", 0)
         self.at_least("max_continuous_cached_steps", 0)
         self.between("retention", 0, 1)
-        if not self.ratios:
-            raise PipelineError(
-                "insert-block-cache: magnitude needs the ratios of calibration; let "
-                "ditc.calibrate find them, or give ratios=[1.0,0.99,...], one for each step"
-            )
 
-    def fitted(self, ratios: Sequence[float], times: Sequence[float]) -> Self:
-        """This policy with what calibration measured."""
-        return replace(self, ratios=tuple(ratios), times=tuple(times))
+    @property
+    def uncalibrated(self) -> str:
+        """The residual of all blocks, where no ratios are given."""
+        return "" if self.ratios else "span"
+
+    def fitted(self, measured: Measured) -> Self:
+        """This policy with the ratios that calibration gives."""
+        (ratios,) = measured.ratios.values()
+        return replace(self, ratios=tuple(ratios), times=tuple(measured.times))
 
     @property
     def steps(self) -> int:
         """The number of calibrated ratios."""
         return len(self.ratios)
+
+    def ladder(self) -> Sequence[Self]:
+        """Growing thresholds."""
+        return [replace(self, threshold=each) for each in (0.02, 0.04, 0.06, 0.09, 0.14, 0.2, 0.3)]
 
     def sites(self, found: Candidates) -> Sequence[Site]:
         """All blocks as one span."""

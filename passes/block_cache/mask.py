@@ -41,7 +41,8 @@ class Mask(CachePolicy):
 
     def __post_init__(self) -> None:
         # A pipeline's text then says all, whatever becomes of the file.
-        object.__setattr__(self, "mask", print_mask(read_mask(str(self.mask))))
+        if self.mask:
+            object.__setattr__(self, "mask", print_mask(read_mask(str(self.mask))))
 
     @cached_property
     def by_group(self) -> Mapping[str, Sequence[int]]:
@@ -52,6 +53,17 @@ class Mask(CachePolicy):
     def steps(self) -> int:
         """The length of the mask."""
         return len(next(iter(self.by_group.values())))
+
+    @property
+    def uncalibrated(self) -> str:
+        """Nothing can find the mask of this method.
+
+        Raises:
+            PipelineError: there is none.
+        """
+        if not self.mask:
+            raise PipelineError('insert-block-cache: method=mask needs mask=, such as mask="1101"')
+        return ""
 
     def sites(self, found: Candidates) -> Sequence[Site]:
         """The branches of the types that the mask names."""

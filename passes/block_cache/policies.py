@@ -9,10 +9,11 @@ from dit_compile.passes.block_cache.magnitude import Magnitude
 from dit_compile.passes.block_cache.mask import Mask
 from dit_compile.passes.block_cache.policy import CachePolicy
 from dit_compile.passes.block_cache.pyramid import Pyramid
+from dit_compile.passes.block_cache.record import Record
 from dit_compile.passes.block_cache.smooth import Smooth
 from dit_compile.passes.block_cache.taylor import Taylor
 
 POLICIES: dict[str, type[CachePolicy]] = {
     policy.method: policy
-    for policy in (Interval, Delta, Smooth, Taylor, Pyramid, FirstBlock, Magnitude, Mask)
+    for policy in (Interval, Delta, Smooth, Taylor, Pyramid, FirstBlock, Magnitude, Mask, Record)
 }

@@ -13,6 +13,9 @@ from dit_compile.ir.schedule import Done, Row, Step
 from dit_compile.pipeline.text import print_item
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dit_compile.calibration.measured import Measured
     from dit_compile.passes.block_cache.probe import Probe
     from dit_compile.passes.block_cache.sites import Candidates, Site
 
@@ -26,9 +29,11 @@ class CachePolicy:
 
     Class attributes:
         method: the name it is asked for by.
+        records: all sites are returned as state though none is reused.
     """
 
     method: ClassVar[str]
+    records: ClassVar[bool] = False
 
     @property
     def depth(self) -> int:
@@ -39,6 +44,19 @@ class CachePolicy:
     def steps(self) -> int | None:
         """The number of steps that it was calibrated for, ``None`` if it was not."""
         return None
+
+    @property
+    def uncalibrated(self) -> str:
+        """What calibration must record for it, ``branch`` or ``span``; empty if nothing."""
+        return ""
+
+    def fitted(self, measured: Measured) -> Self:
+        """This policy with what calibration measured of the sites that it asked for."""
+        return self
+
+    def ladder(self) -> Sequence[Self]:
+        """This policy from gentle to strong, with what was calibrated kept."""
+        return [self]
 
     def sites(self, found: Candidates) -> Sequence[Site]:
         """What may be reused, in groups."""

@@ -61,4 +61,5 @@ class Pyramid(CachePolicy):
         time = step.time * 1000 if first is not None and first <= 1 else step.time
         if not self.window_end < time < self.window_start:
             return True
-        return step.index - last_computed(group, past).index >= getattr(self, group)
+        interval: int = getattr(self, group)
+        return step.index - last_computed(group, past).index >= interval

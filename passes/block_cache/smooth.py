@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import Self
-
-from dit_compile.errors import PipelineError
 from dit_compile.passes.block_cache.mask import Mask, print_mask
 
-#: For each type of branch: at step t and distance k >= 1, the mean relative L1 change to t + k.
-Changes = Mapping[str, Sequence[Sequence[float]]]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dit_compile.calibration.measured import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,33 +35,30 @@ class Smooth(Mask):
     def __post_init__(self) -> None:
         self.at_least("alpha", 0)
         self.at_least("max_continuous_cached_steps", 1)
-        if not self.mask:
-            raise PipelineError(
-                "insert-block-cache: smooth needs a mask; let ditc.calibrate find it, or give one "
-                "with mask=schedule.json"
-            )
         super().__post_init__()
 
-    def fitted(self, changes: Changes, times: Sequence[float]) -> Self:
-        """This policy with the mask that calibration gives.
+    @property
+    def uncalibrated(self) -> str:
+        """The branches, where no mask is given."""
+        return "" if self.mask else "branch"
 
-        Args:
-            changes: what was measured, for distances up to ``max_continuous_cached_steps``.
-            times: the timesteps of the calibrated steps.
-        """
-        masks = {group: self._decide(rows, len(times)) for group, rows in changes.items()}
-        return replace(self, mask=print_mask(masks), times=tuple(times))
+    def ladder(self) -> Sequence[Self]:
+        """Growing errors that are let pass; each needs a mask of its own."""
+        alphas = (0.03, 0.05, 0.08, 0.12, 0.18, 0.27, 0.4)
+        return [replace(self, alpha=alpha, mask="", times=()) for alpha in alphas]
 
-    def _decide(self, changes: Sequence[Sequence[float]], steps: int) -> list[int]:
+    def fitted(self, measured: Measured) -> Self:
+        """This policy with the mask that calibration gives."""
+        masks = {group: self._decide(changes) for group, changes in measured.changes.items()}
+        return replace(self, mask=print_mask(masks), times=tuple(measured.times))
+
+    def _decide(self, changes: Sequence[Sequence[float]]) -> list[int]:
         """1 or 0 for each step: from each computed one as far as the change allows."""
-        mask = [1] * steps
-        step = 0
-        while step < steps:
-            reach = 0
-            for change in changes[step][: self.max_continuous_cached_steps]:
-                if not change < self.alpha:
-                    break
-                reach += 1
-            mask[step + 1 : step + 1 + reach] = [0] * len(mask[step + 1 : step + 1 + reach])
-            step += 1 + reach
+        mask: list[int] = []
+        for step, distances in enumerate(changes):
+            if step < len(mask):
+                continue  # reused
+            near = distances[: self.max_continuous_cached_steps]
+            reach = list(itertools.takewhile(lambda change: change < self.alpha, near))
+            mask += [1] + [0] * len(reach)
         return mask

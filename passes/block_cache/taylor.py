@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.ir.schedule import Done, Row, Step
@@ -11,6 +11,8 @@ from dit_compile.passes.block_cache.forecast import BASES
 from dit_compile.passes.block_cache.policy import CachePolicy
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from dit_compile.passes.block_cache.sites import Candidates, Site
 
 
@@ -55,6 +57,10 @@ class Taylor(CachePolicy):
     def depth(self) -> int:
         """One value for each order, and the last."""
         return self.order + 1
+
+    def ladder(self) -> Sequence[Self]:
+        """Growing intervals."""
+        return [replace(self, interval=each) for each in range(2, 9)]
 
     def sites(self, found: Candidates) -> Sequence[Site]:
         """Every branch, or what the last block leaves."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 from hypothesis import given
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from dit_compile.ir.schedule import Row, Schedule, Step
 from dit_compile.passes.block_cache.interval import Interval
 
-CACHED = Schedule("full", Interval(interval=3), ("blocks",), (((1,), "full"), ((0,), "reuse")))
+VARIANTS = (((1,), "full"), ((0,), "reuse"))
+CACHED = Schedule("full", Interval(interval=3), ("blocks",), variants=VARIANTS)
 
 
 def test_without_a_policy_every_step_is_full() -> None:
@@ -37,7 +39,7 @@ def test_a_generation_of_one_step_is_full() -> None:
 
 
 def test_only_running_tells_what_a_dynamic_policy_computes() -> None:
-    dynamic = Schedule("rest", Interval(), ("blocks",), CACHED.variants, "probe", "judge")
+    dynamic = replace(CACHED, full="rest", probe="probe", judge="judge")
     assert dynamic.mask(9) is None
     assert list(dynamic.graphs()) == ["rest", "full", "reuse", "probe", "judge"]
 
@@ -50,7 +52,7 @@ def test_a_row_without_a_variant_is_served_by_one_that_computes_a_little_more(
     kept: set[Row], asked: Row
 ) -> None:
     variants = ((ROWS[0], "full"), *((row, f"reuse_{i}") for i, row in enumerate(sorted(kept))))
-    schedule = Schedule("full", Interval(), ("a", "b", "c"), variants)
+    schedule = Schedule("full", Interval(), ("a", "b", "c"), variants=variants)
     row, name = schedule.choose(asked)
     assert dict(variants)[row] == name
     able = [has for has, _ in variants if all(h >= a for h, a in zip(has, asked, strict=True))]

@@ -18,6 +18,6 @@ def computed_steps(
     ones = (1,) * len(groups)
     rows = dict.fromkeys([ones, *policy.rows(groups)])
     variants = tuple((row, "full" if row == ones else f"reuse_{row}") for row in rows)
-    mask = Schedule("full", policy, tuple(groups), variants).mask(steps, times)
+    mask = Schedule("full", policy, tuple(groups), variants=variants).mask(steps, times)
     assert mask is not None
     return {group: "".join(str(row[i]) for row in mask) for i, group in enumerate(groups)}

@@ -1,0 +1,28 @@
+"""What calibration measures of a cache's sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How the values of each group of sites change over a generation, averaged over samples.
+
+    Attributes:
+        times: the timestep of each step; empty if they are not known.
+        changes: for a group, a step t and a distance k from 1 on, at place k - 1: the relative L1
+            change ``sum |y_(t+k) - y_t| / sum |y_t|`` from t to t + k, averaged over the sites.
+        ratios: for a group and a step, the mean magnitude over its mean at the step before, a
+            magnitude being the norm over the last axis; 1 at the first step.
+    """
+
+    times: Sequence[float]
+    changes: Mapping[str, Sequence[Sequence[float]]]
+    ratios: Mapping[str, Sequence[float]]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the generation."""
+        return max((len(rows) for rows in self.ratios.values()), default=0)

@@ -1,0 +1,153 @@
+"""The Plan: a file with every decision that calibration took, tied to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import Self
+
+from dit_compile.errors import PlanError
+
+#: Goes up when a file of an earlier version can no longer be read.
+VERSION = 1
+_SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a Plan knows of a weight.
+
+    Attributes:
+        shape: its shape.
+        sample: the sum of a few elements, spread over it.
+    """
+
+    shape: tuple[int, ...]
+    sample: float
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Self:
+        """What is to be known of ``tensor``."""
+        flat = tensor.detach().reshape(-1)
+        spread = flat[:: max(1, flat.numel() // _SAMPLE)]
+        return cls(tuple(tensor.shape), float(spread.double().abs().sum()))
+
+    def alike(self, other: Weight) -> bool:
+        """Whether the elements are the same up to rounding in half precision."""
+        return math.isclose(self.sample, other.sample, rel_tol=1e-2, abs_tol=1e-6)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pipeline that calibration tried.
+
+    Attributes:
+        passes: its text.
+        psnr: dB against the uncached samples.
+        rel_l2: relative L2 error against them.
+        flop_ratio: operations of the uncached sampling over its own.
+        seconds: wall time of its sampling; compilation apart.
+        speed_up: wall time of the uncached sampling over its own.
+    """
+
+    passes: str
+    psnr: float
+    rel_l2: float
+    flop_ratio: float
+    seconds: float
+    speed_up: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions for one model.
+
+    Attributes:
+        passes: the text of the pipeline, with all that calibration found.
+        steps: steps of the calibrated generations.
+        weights: what is known of the model's weights, by path.
+        curve: what was tried, if a budget was given.
+        made_with: versions of ditc and torch.
+    """
+
+    passes: str
+    steps: int
+    weights: Mapping[str, Weight]
+    curve: Sequence[Trial] = ()
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the Plan as JSON, at once or not at all."""
+        target = Path(path)
+        data = {"version": VERSION, **dataclasses.asdict(self)}
+        with tempfile.NamedTemporaryFile(
+            "w", dir=target.resolve().parent, suffix=".partial", delete=False
+        ) as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+        Path(file.name).replace(target)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a Plan.
+
+        Raises:
+            PlanError: there is no such file, or it is no Plan of this version.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            version = data.pop("version")
+        except (OSError, ValueError, AttributeError, KeyError) as error:
+            raise PlanError(f"cannot read the plan {str(path)!r}: {_reason(error)}") from None
+        if version != VERSION:
+            raise PlanError(
+                f"the plan {str(path)!r} has version {version}, and this ditc reads {VERSION}; "
+                "make it again with ditc.calibrate"
+            )
+        try:
+            return cls._from(data)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"the plan {str(path)!r} is damaged: {_reason(error)}") from None
+
+    @classmethod
+    def _from(cls, data: dict[str, Any]) -> Self:
+        weights = {
+            path: Weight(tuple(known["shape"]), known["sample"])
+            for path, known in data.pop("weights").items()
+        }
+        return cls(weights=weights, curve=[Trial(**t) for t in data.pop("curve")], **data)
+
+    def misfit(self, shapes: Mapping[str, Sequence[int]]) -> str:
+        """Why the Plan was made for another structure; empty if it fits.
+
+        Args:
+            shapes: the shapes of a model's weights by path.
+        """
+        for path, shape in shapes.items():
+            if path not in self.weights:
+                return f"it knows no weight {path}"
+            if self.weights[path].shape != tuple(shape):
+                return f"{path} is {list(shape)}, not {list(self.weights[path].shape)}"
+        return ""
+
+    def strange(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+        """Paths of the weights that have other values than when the Plan was made."""
+        return [
+            path
+            for path, tensor in tensors.items()
+            if path in self.weights and not Weight.of(tensor).alike(self.weights[path])
+        ]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,80 @@
+"""Measures the values that a recording Program returns at each step."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from weakref import WeakKeyDictionary
+
+import torch
+
+from dit_compile.calibration.measured import Measured
+from dit_compile.runtime.generation import Lane
+from dit_compile.runtime.watch import Watched
+
+Values = Mapping[str, torch.Tensor]
+
+
+class Recorder:
+    """A watcher that measures how kept values change from step to step.
+
+    Args:
+        distances: the largest distance between two steps that are compared.
+    """
+
+    def __init__(self, distances: int) -> None:
+        self._distances = distances
+        self._recent: WeakKeyDictionary[Lane, deque[Values]] = WeakKeyDictionary()
+        self._changes: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+        self._ratios: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self._times: dict[int, float] = {}
+        self.steps = 0
+
+    def __call__(self, watched: Watched) -> None:
+        """Measure one step of one lane."""
+        groups = dict(watched.program.schedule.states)
+        index = watched.step.index
+        recent = self._recent.setdefault(watched.lane, deque(maxlen=self._distances))
+        self.steps = max(self.steps, index + 1)
+        if watched.step.time is not None:
+            self._times[index] = watched.step.time
+        for distance, before in enumerate(reversed(recent), start=1):
+            for name, value in watched.returned.items():
+                change = _relative_change(value, before[name])
+                self._changes[groups[name], index - distance, distance].append(change)
+        for name, value in watched.returned.items():
+            ratio = _magnitude(value) / _magnitude(recent[-1][name]) if recent else 1.0
+            self._ratios[groups[name], index].append(ratio)
+        recent.append(watched.returned)
+
+    def measured(self) -> Measured:
+        """The averages over sites, lanes and generations."""
+        groups = sorted({group for group, _ in self._ratios})
+        known = len(self._times) == self.steps
+        return Measured(
+            times=[self._times[i] for i in range(self.steps)] if known else [],
+            changes={group: self._rows(group) for group in groups},
+            ratios={g: [_mean(self._ratios[g, i]) for i in range(self.steps)] for g in groups},
+        )
+
+    def _rows(self, group: str) -> list[list[float]]:
+        return [
+            [
+                _mean(self._changes[group, step, distance])
+                for distance in range(1, min(self._distances, self.steps - 1 - step) + 1)
+            ]
+            for step in range(self.steps)
+        ]
+
+
+def _relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
+    new, old = new.float(), old.float()
+    return float((new - old).abs().sum() / old.abs().sum())
+
+
+def _magnitude(value: torch.Tensor) -> float:
+    return float(value.float().norm(dim=-1).mean())
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

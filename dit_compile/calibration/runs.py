@@ -1,0 +1,173 @@
+"""Running the user's sampling with one pipeline after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import nn
+from torch._C._dynamo.eval_frame import reset_code
+
+from dit_compile.analysis.cost import CostValue
+from dit_compile.analysis.step_cost import step_cost
+from dit_compile.calibration.measured import Measured
+from dit_compile.calibration.recorder import Recorder
+from dit_compile.errors import OptionError, PlanError
+from dit_compile.pipeline.pipeline import Pipeline
+from dit_compile.runtime.session import session
+from dit_compile.runtime.watch import Watched, watching
+
+#: Steps that a recording looks back at most.
+_DISTANCES = 8
+
+#: Runs the user's sampling once, with noise from the given seed, and returns the samples.
+Sample = Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What sampling with one pipeline gave.
+
+    Attributes:
+        samples: the samples of each seed.
+        flops: operations of all steps.
+        seconds: wall time; compilation apart.
+    """
+
+    samples: Sequence[torch.Tensor]
+    flops: float
+    seconds: float
+
+
+class Runs:
+    """Samples with one pipeline after another, on the same seeds.
+
+    Args:
+        sample: runs one generation.
+        model: the module that ``sample`` calls; compiled in place while it runs.
+        seeds: the seeds.
+        options: further options of the backend.
+        progress: shows how far it is.
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        model: nn.Module,
+        seeds: Sequence[int],
+        options: Mapping[str, Any],
+        progress: Progress,
+    ) -> None:
+        self._sample = sample
+        self._model = model
+        self._seeds = seeds
+        self._options = options
+        self._progress = progress
+        self._known: dict[str, Measured] = {}
+        #: Steps of a generation, once one has run.
+        self.steps = 0
+
+    def fit(self, pipeline: Pipeline) -> Pipeline:
+        """The pipeline with all that its passes must be told, one after the other in its order.
+
+        Raises:
+            PlanError: the model was not called, or has nothing to record.
+        """
+        passes = list(pipeline.passes)
+        for position, item in enumerate(passes):
+            if not item.uncalibrated:
+                continue
+            recording = Pipeline((*passes[:position], item.recorder()))
+            passes[position] = item.fitted(self._measured(recording))
+        return Pipeline(tuple(passes)).validated()
+
+    def _measured(self, recording: Pipeline) -> Measured:
+        """What sampling with a recording pipeline tells; sampled once for each."""
+        if str(recording) not in self._known:
+            recorder = Recorder(_DISTANCES)
+            with self._compiled(recording), watching(recorder):
+                self._samples("recording", self._seeds)
+            if not recorder.steps:
+                raise PlanError(f"{recording} found nothing to record; ditc.explain says why")
+            self.steps = recorder.steps
+            self._known[str(recording)] = recorder.measured()
+        return self._known[str(recording)]
+
+    def outcome(self, pipeline: Pipeline) -> Outcome:
+        """Sample with a pipeline that is calibrated."""
+        meter, name = _Meter(), str(pipeline.passes[-1]) if pipeline.passes else "uncached"
+        with self._compiled(pipeline):
+            self._samples(f"compiling for {name}", self._seeds[:1])
+            started = time.perf_counter()
+            with watching(meter):
+                samples = self._samples(name, self._seeds)
+            seconds = time.perf_counter() - started
+        self.steps = meter.steps
+        return Outcome(samples, meter.flops, seconds)
+
+    def _samples(self, what: str, seeds: Sequence[int]) -> list[torch.Tensor]:
+        bar = self._progress.add_task(what, total=len(seeds))
+        made = []
+        for seed in seeds:
+            with session(self._model):
+                samples = self._sample(seed)
+            if not isinstance(samples, torch.Tensor):
+                raise OptionError(
+                    "the sampling function must return its samples as one tensor, not "
+                    f"{type(samples).__name__}; with diffusers pass output_type='pt' or 'latent'"
+                )
+            made.append(samples.detach())
+            self._progress.advance(bar)
+        self._progress.remove_task(bar)
+        return made
+
+    @contextmanager
+    def _compiled(self, pipeline: Pipeline) -> Iterator[None]:
+        """Compile the model in place, and put it back.
+
+        Raises:
+            PlanError: nobody called it.
+        """
+        options = {**self._options, "passes": str(pipeline), "strict": True}
+        fast = torch.compile(self._model._call_impl, backend="ditc", options=options)
+        calls = 0
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return fast(*args, **kwargs)
+
+        before, self._model._compiled_call_impl = self._model._compiled_call_impl, call
+        try:
+            yield
+        finally:
+            self._model._compiled_call_impl = before
+            reset_code(nn.Module._call_impl.__code__)  # else each pipeline counts as a recompile
+        if not calls:
+            raise PlanError(
+                "the sampling function did not call the model; pass the very module that it calls "
+                "at each step, such as pipe.transformer"
+            )
+
+
+class _Meter:
+    """Adds up the operations of the steps that it watches."""
+
+    def __init__(self) -> None:
+        self.flops = 0.0
+        self.steps = 0
+        self._costs: dict[int, Mapping[str, CostValue]] = {}
+
+    def __call__(self, watched: Watched) -> None:
+        program = watched.program
+        if id(program) not in self._costs:
+            self._costs[id(program)] = step_cost(program).graphs
+        schedule, costs = program.schedule, self._costs[id(program)]
+        ran = filter(None, (watched.graph, schedule.probe, schedule.judge))
+        self.flops += sum(costs[name].flops for name in ran)
+        self.steps = max(self.steps, watched.step.index + 1)

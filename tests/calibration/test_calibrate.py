@@ -1,0 +1,195 @@
+"""ditc.calibrate: the user's own loop tells what a pipeline must know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+
+import dit_compile as ditc
+from dit_compile.calibration.recorder import Recorder
+from dit_compile.errors import DitcWarning, OptionError, PipelineError, PlanError
+from dit_compile.passes.block_cache.smooth import Smooth
+from dit_compile.runtime.watch import watching
+from tests.runtime.loops import TIMES, Loop, Toy, label, run
+
+SMOOTH = "exact,insert-block-cache{method=smooth,alpha=0.5}"
+MAGNITUDE = "exact,insert-block-cache{method=magnitude,threshold=0.5,retention=0}"
+EAGER = {"target": "eager"}
+
+
+@pytest.fixture
+def toy() -> Toy:
+    torch._dynamo.reset()
+    return Toy()
+
+
+def sampler(model: Any) -> Callable[[int], torch.Tensor]:
+    """An Euler loop over ``model``."""
+
+    @torch.no_grad()
+    def sample(seed: int) -> torch.Tensor:
+        x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(seed))
+        for t in TIMES:
+            x = x - 0.1 * model(x, torch.full((1,), t), label(1))
+        return x
+
+    return sample
+
+
+def calibrated(toy: Toy, passes: str | None = SMOOTH, **how: Any) -> ditc.Plan:
+    return ditc.calibrate(
+        sampler(toy), toy, passes=passes, samples=2, options=EAGER, progress=False, **how
+    )
+
+
+def test_smooth_gets_a_mask_for_each_type(toy: Toy) -> None:
+    plan = calibrated(toy)
+    policy = cast("Smooth", ditc.Pipeline.parse(plan.passes).passes[-1].policy)
+    assert policy.by_group.keys() == {"attn", "mlp"}
+    assert policy.steps == plan.steps == len(TIMES)
+    assert policy.times == TIMES
+    assert not policy.uncalibrated
+    assert 0 in policy.by_group["attn"] + policy.by_group["mlp"]
+
+
+def test_the_recorder_s_numbers_on_a_known_trajectory() -> None:
+    model = Toy()
+    outputs: dict[int, list[torch.Tensor]] = {0: [], 1: [], 2: []}
+    handles = [
+        block.attn.register_forward_hook(lambda m, a, out, i=i: outputs[i].append(out))
+        for i, block in enumerate(model.blocks)
+    ]
+    sampler(model)(0)
+    for handle in handles:
+        handle.remove()
+    torch._dynamo.reset()
+    recorder = Recorder(3)
+    passes = "insert-block-cache{method=record}"
+    fast = torch.compile(model, backend="ditc", options=EAGER | {"passes": passes, "strict": True})
+    with watching(recorder):
+        sampler(fast)(0)
+    found = recorder.measured()
+    assert found.times == list(TIMES)
+    assert [len(row) for row in found.changes["mlp"]] == [3] * 5 + [2, 1, 0]
+    assert found.ratios["attn"][0] == 1
+    for step, distance in ((0, 1), (2, 3), (4, 2)):
+        each = [
+            (ys[step + distance] - ys[step]).abs().sum() / ys[step].abs().sum()
+            for ys in outputs.values()
+        ]
+        want = float(sum(each) / 3)
+        assert found.changes["attn"][step][distance - 1] == pytest.approx(want, rel=1e-4)
+    ratios = [ys[5].norm(dim=-1).mean() / ys[4].norm(dim=-1).mean() for ys in outputs.values()]
+    assert found.ratios["attn"][5] == pytest.approx(float(sum(ratios) / 3), rel=1e-4)
+
+
+def test_the_model_is_put_back(toy: Toy) -> None:
+    calibrated(toy, MAGNITUDE)
+    assert toy._compiled_call_impl is None
+
+
+def test_a_plan_is_used_by_torch_compile(toy: Toy, tmp_path: Any) -> None:
+    plan = calibrated(toy, MAGNITUDE)
+    path = plan.save(tmp_path / "toy.plan.json")
+    fast = torch.compile(
+        toy, backend="ditc", fullgraph=True, options=EAGER | {"plan": path, "strict": True}
+    )
+    with ditc.session(fast, timesteps=TIMES) as session:
+        sampler(fast)(7)
+    assert session.summary()["reused"] > 0
+
+
+def test_a_plan_for_another_structure_is_an_error(toy: Toy) -> None:
+    plan = calibrated(toy)
+
+    class Wider(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(16, 8, bias=False)
+            self.embed = torch.nn.Linear(8, 16, bias=False)
+            self.blocks.append(self.blocks[0])
+            self.more = torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+            return super().forward(self.more(x), *args)
+
+    fast = torch.compile(Wider(), backend="ditc", options=EAGER | {"plan": plan})
+    with pytest.raises(Exception, match="made for another model: it knows no weight more"):
+        sampler(fast)(0)
+
+
+@pytest.mark.filterwarnings("ignore::dit_compile.errors.DitcWarning")
+def test_a_plan_for_other_weights_is_a_warning(toy: Toy) -> None:
+    plan = calibrated(toy)
+    fast = torch.compile(Toy(seed=5), backend="ditc", options=EAGER | {"plan": plan})
+    with pytest.warns(DitcWarning, match="made with other weights"):
+        sampler(fast)(0)
+
+
+@pytest.mark.filterwarnings("ignore::dit_compile.errors.DitcWarning")
+def test_another_step_count_stretches_the_mask(toy: Toy) -> None:
+    plan = calibrated(toy)
+    fast = torch.compile(toy, backend="ditc", options=EAGER | {"plan": plan, "strict": True})
+    times = [t for t in TIMES if t != 361.0]
+    loop = Loop(label(1), times=times)
+    with (
+        ditc.session(fast, timesteps=times) as session,
+        pytest.warns(DitcWarning, match="calibrated for 8 steps and is stretched to 7"),
+    ):
+        run(fast, loop)
+    assert session.summary()["reused"] > 0
+
+
+class TestBudget:
+    def test_the_least_work_that_is_good_enough(self, toy: Toy) -> None:
+        passes = "exact,insert-block-cache{method=interval}"
+        plan = calibrated(toy, passes, max_rel_l2=0.05)
+        uncached, *tried = plan.curve
+        assert uncached.flop_ratio == 1
+        good = [trial for trial in plan.curve if trial.rel_l2 <= 0.05]
+        assert plan.passes == max(good, key=lambda trial: trial.flop_ratio).passes
+        assert [trial.rel_l2 <= 0.05 for trial in tried[:-1]] == [True] * (len(tried) - 1)
+
+    def test_the_best_that_is_fast_enough(self, toy: Toy) -> None:
+        passes = "exact,insert-block-cache{method=interval}"
+        plan = calibrated(toy, passes, min_speedup=1.3)
+        fast = [trial for trial in plan.curve if trial.flop_ratio >= 1.3]
+        assert plan.passes == max(fast, key=lambda trial: trial.psnr).passes
+
+    def test_out_of_reach(self, toy: Toy) -> None:
+        passes = "exact,insert-block-cache{method=interval}"
+        with pytest.raises(PlanError, match="nothing that was tried meets the budget; the nearest"):
+            calibrated(toy, passes, min_psnr=300.0, min_speedup=2.0)
+
+    def test_nothing_to_choose(self, toy: Toy) -> None:
+        with pytest.raises(OptionError, match="nothing in 'eliminate-dead' approximates"):
+            calibrated(toy, "eliminate-dead", min_psnr=30.0)
+
+
+def test_neither_pipeline_nor_budget(toy: Toy) -> None:
+    with pytest.raises(OptionError, match="give passes= to calibrate, or a budget"):
+        calibrated(toy, None)
+
+
+def test_a_loop_that_does_not_call_the_model(toy: Toy) -> None:
+    with pytest.raises(PlanError, match="did not call the model"):
+        ditc.calibrate(
+            lambda seed: torch.zeros(1), toy, passes=SMOOTH, options=EAGER, progress=False
+        )
+
+
+def test_samples_must_be_a_tensor(toy: Toy) -> None:
+    with pytest.raises(OptionError, match="must return its samples as one tensor, not list"):
+        ditc.calibrate(
+            lambda seed: [sampler(toy)(seed)], toy, passes=SMOOTH, options=EAGER, progress=False
+        )
+
+
+def test_an_uncalibrated_pipeline_is_refused_at_once() -> None:
+    with pytest.raises(Exception, match="must be calibrated first: plan = "):
+        sampler(torch.compile(Toy(), backend="ditc", options={"passes": SMOOTH}))(0)
+    with pytest.raises(PipelineError, match="must be calibrated first"):
+        ditc.explain(Toy(), (), {}, passes=MAGNITUDE)
