@@ -4,8 +4,9 @@ Importing this package imports nothing else: torch is loaded when something firs
 
     fast = torch.compile(model, backend="ditc")
 
-``explain`` shows what each pass does to a model, ``session`` states a sampling loop, and
-``invalidate`` tells compiled models that their weights were written to behind torch's back.
+``explain`` shows what each pass does to a model, ``session`` states a sampling loop, ``export``
+writes the whole sampling program to files and ``load`` runs them without torch, and ``invalidate``
+tells compiled models that their weights were written to behind torch's back.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dit_compile.bundle.loaded import load
     from dit_compile.explanation import Explanation, explain
+    from dit_compile.exporting import export
     from dit_compile.pipeline.pipeline import Pipeline
     from dit_compile.runtime.compiled import invalidate
     from dit_compile.runtime.session import Session, session
@@ -26,11 +29,22 @@ _HOMES = {
     "Pipeline": "dit_compile.pipeline.pipeline",
     "Session": "dit_compile.runtime.session",
     "explain": "dit_compile.explanation",
+    "export": "dit_compile.exporting",
     "invalidate": "dit_compile.runtime.compiled",
+    "load": "dit_compile.bundle.loaded",
     "session": "dit_compile.runtime.session",
 }
 
-__all__ = ["Explanation", "Pipeline", "Session", "explain", "invalidate", "session"]
+__all__ = [
+    "Explanation",
+    "Pipeline",
+    "Session",
+    "explain",
+    "export",
+    "invalidate",
+    "load",
+    "session",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from typing_extensions import Self
-
 from dit_compile.errors import PipelineError
 from dit_compile.ir.schedule import Done, Row, Step
 from dit_compile.passes.block_cache.calibrated import position
 from dit_compile.passes.block_cache.policy import CachePolicy, last_computed, progress
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from dit_compile.passes.block_cache.sites import Candidates, Site
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.errors import PipelineError
 from dit_compile.passes.block_cache.mask import Mask, print_mask
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: For each type of branch: at step t and distance k >= 1, the mean relative L1 change to t + k.
 Changes = Mapping[str, Sequence[Sequence[float]]]
