@@ -194,7 +194,7 @@ def session(
 
 def _tensors(model: torch.nn.Module | Tracked) -> list[object]:
     """What a model is known by: its weights, or itself if they are not torch's."""
-    found = (getattr(model, what, tuple)() for what in ("parameters", "buffers"))
+    found: Any = (getattr(model, what, tuple)() for what in ("parameters", "buffers"))
     return [tensor for tensors in found for tensor in tensors] or [model]
 
 
