@@ -120,7 +120,7 @@ class TestSchedule:
 
     def check(self, policy: Any) -> None:
         groups = ("attn", "mlp")
-        rows = list(dict.fromkeys([(1, 1), *map(tuple, policy.rows(groups))]))
+        rows = [(1, 1), (0, 0)]
         variants = tuple((row, f"graph_{i}") for i, row in enumerate(rows))
         schedule = Schedule("full", policy, groups, variants, "probe", "judge")
         saved = to_data(schedule)
