@@ -5,8 +5,9 @@ Importing this package imports nothing else: torch is loaded when something firs
     fast = torch.compile(model, backend="ditc")
 
 ``explain`` shows what each pass does to a model, ``session`` states a sampling loop, ``calibrate``
-runs one to find what an approximation must know, and ``invalidate`` tells compiled models that
-their weights were written to behind torch's back.
+runs one to find what an approximation must know, ``export`` writes the whole sampling program to
+files and ``load`` runs them without torch, and ``invalidate`` tells compiled models that their
+weights were written to behind torch's back.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dit_compile.bundle.loaded import load
     from dit_compile.calibration.calibrate import calibrate
     from dit_compile.calibration.plan import Plan
     from dit_compile.explanation import Explanation, explain
+    from dit_compile.exporting import export
     from dit_compile.pipeline.pipeline import Pipeline
     from dit_compile.runtime.compiled import invalidate
     from dit_compile.runtime.session import Session, session
@@ -31,7 +34,9 @@ _HOMES = {
     "Session": "dit_compile.runtime.session",
     "calibrate": "dit_compile.calibration.calibrate",
     "explain": "dit_compile.explanation",
+    "export": "dit_compile.exporting",
     "invalidate": "dit_compile.runtime.compiled",
+    "load": "dit_compile.bundle.loaded",
     "session": "dit_compile.runtime.session",
 }
 
@@ -42,7 +47,9 @@ __all__ = [
     "Session",
     "calibrate",
     "explain",
+    "export",
     "invalidate",
+    "load",
     "session",
 ]
 

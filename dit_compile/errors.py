@@ -73,6 +73,10 @@ class ModelFileError(DitcError):
     """A model file or model reference cannot be read."""
 
 
+class BundleError(DitcError):
+    """A bundle cannot be written, or cannot be trusted to be what was exported."""
+
+
 class DitcWarning(UserWarning):
     """Something was left out or done the slow way; the result is still right."""
 

@@ -1,27 +1,4 @@
-"""Rewrite passes, one family a folder and one pass a file. This list is all there is."""
+"""Rewrite passes, one family a folder and one pass a file; ``catalog.py`` lists all of them.
 
-from dit_compile.passes.block_cache.insert_block_cache import InsertBlockCache
-from dit_compile.passes.cleanup.eliminate_common import EliminateCommon
-from dit_compile.passes.cleanup.eliminate_dead import EliminateDead
-from dit_compile.passes.cleanup.remove_noops import RemoveNoops
-from dit_compile.passes.fusion.fuse_adaln import FuseAdaLN
-from dit_compile.passes.fusion.fuse_attention import FuseAttention
-from dit_compile.passes.fusion.fuse_qkv import FuseQKV
-from dit_compile.passes.hoist.fold_weights import FoldWeights
-from dit_compile.passes.hoist.hoist_invariant import HoistInvariant
-from dit_compile.passes.hoist.hoist_timestep import HoistTimestep
-from dit_compile.passes.lower.widen_products import WidenProducts
-
-ALL = (
-    RemoveNoops,
-    EliminateCommon,
-    EliminateDead,
-    FuseQKV,
-    FuseAttention,
-    FuseAdaLN,
-    FoldWeights,
-    HoistInvariant,
-    HoistTimestep,
-    InsertBlockCache,
-    WidenProducts,
-)
+The list is not imported here: a loaded bundle needs the caching policies, and has no torch.
+"""

@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from dit_compile.calibration.measured import Measured
+from dit_compile.ir.program import Program
 from dit_compile.runtime.generation import Lane
-from dit_compile.runtime.watch import Watched
+from dit_compile.runtime.steps import Served
 
 Values = Mapping[str, torch.Tensor]
 
@@ -30,22 +31,22 @@ class Recorder:
         self._times: dict[int, float] = {}
         self.steps = 0
 
-    def __call__(self, watched: Watched) -> None:
+    def __call__(self, program: Program, served: Served) -> None:
         """Measure one step of one lane."""
-        groups = dict(watched.program.schedule.states)
-        index = watched.step.index
-        recent = self._recent.setdefault(watched.lane, deque(maxlen=self._distances))
+        groups, returned = dict(program.schedule.states), served.returned.named
+        index = served.step.index
+        recent = self._recent.setdefault(served.lane, deque(maxlen=self._distances))
         self.steps = max(self.steps, index + 1)
-        if watched.step.time is not None:
-            self._times[index] = watched.step.time
+        if served.step.time is not None:
+            self._times[index] = served.step.time
         for distance, before in enumerate(reversed(recent), start=1):
-            for name, value in watched.returned.items():
+            for name, value in returned.items():
                 change = _relative_change(value, before[name])
                 self._changes[groups[name], index - distance, distance].append(change)
-        for name, value in watched.returned.items():
+        for name, value in returned.items():
             ratio = _magnitude(value) / _magnitude(recent[-1][name]) if recent else 1.0
             self._ratios[groups[name], index].append(ratio)
-        recent.append(watched.returned)
+        recent.append(returned)
 
     def measured(self) -> Measured:
         """The averages over sites, lanes and generations."""

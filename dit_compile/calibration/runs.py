@@ -18,9 +18,11 @@ from dit_compile.analysis.step_cost import step_cost
 from dit_compile.calibration.measured import Measured
 from dit_compile.calibration.recorder import Recorder
 from dit_compile.errors import OptionError, PlanError
+from dit_compile.ir.program import Program
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.session import session
-from dit_compile.runtime.watch import Watched, watching
+from dit_compile.runtime.steps import Served
+from dit_compile.runtime.watch import watching
 
 #: Steps that a recording looks back at most.
 _DISTANCES = 8
@@ -163,11 +165,10 @@ class _Meter:
         self.steps = 0
         self._costs: dict[int, Mapping[str, CostValue]] = {}
 
-    def __call__(self, watched: Watched) -> None:
-        program = watched.program
+    def __call__(self, program: Program, served: Served) -> None:
         if id(program) not in self._costs:
             self._costs[id(program)] = step_cost(program).graphs
         schedule, costs = program.schedule, self._costs[id(program)]
-        ran = filter(None, (watched.graph, schedule.probe, schedule.judge))
+        ran = filter(None, (served.graph, schedule.probe, schedule.judge))
         self.flops += sum(costs[name].flops for name in ran)
-        self.steps = max(self.steps, watched.step.index + 1)
+        self.steps = max(self.steps, served.step.index + 1)

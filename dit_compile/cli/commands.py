@@ -130,12 +130,17 @@ def _explained(args: argparse.Namespace) -> Explanation:
             target.args,
             target.kwargs,
             passes=args.passes,
-            bindings=_bindings(args.bind),
+            bindings=parse_bindings(args.bind),
             numerics=not args.no_numerics,
         )
 
 
-def _bindings(texts: list[str]) -> dict[str, str]:
+def parse_bindings(texts: list[str]) -> dict[str, str]:
+    """The option ``--bind``, given any number of times.
+
+    Raises:
+        OptionError: one is not of the form INPUT=WHEN.
+    """
     pairs = {}
     for text in texts:
         name, equals, when = text.partition("=")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dit_compile.cli import commands
 from dit_compile.errors import DitcError
+from dit_compile.pipeline.registry import formats
 
 _TARGET_HELP = (
     "what to compile: 'digits' (the bundled model), or 'file.py:function' or "
@@ -61,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     opt.add_argument("--json", action="store_true", help="print the run as JSON")
     opt.set_defaults(command=commands.opt)
 
+    _add_export(subs.add_parser("export", help="write a model as a bundle that runs without torch"))
+    _add_run(subs.add_parser("run", help="run a bundle over a loop of steps"))
+
     demo = subs.add_parser("demo", help="sample the bundled model in four ways and compare")
     demo.add_argument("--out", default="demo_out", help="folder for the pictures (%(default)s)")
     demo.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
@@ -85,6 +90,46 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_export(export: argparse.ArgumentParser) -> None:
+    _add_target(export, default="exact", numerics=False)
+    export.add_argument("path", help="the folder to write")
+    export.add_argument("--format", default="onnx", help=f"{', '.join(formats())} (%(default)s)")
+    export.add_argument("--opset", type=int, default=20, help="of ONNX, 18 to 23 (%(default)s)")
+    export.add_argument(
+        "--no-contrib", action="store_true", help="only operators of the ONNX standard"
+    )
+    export.add_argument(
+        "--split", action="store_true", help="one file a graph: least memory, slower to load"
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace a bundle at this path")
+    export.set_defaults(command=_lazily("export"))
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("path", help="the folder of the bundle")
+    run.add_argument(
+        "--inputs", metavar="NPZ", help="arrays by name; noise where they are left out"
+    )
+    run.add_argument("--save", metavar="NPZ", help="where to write the last step's results")
+    run.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    run.add_argument("--threads", type=int, default=0, help="threads within an operator")
+    run.add_argument(
+        "--provider", action="append", help="ONNX Runtime's execution provider, the CPU by default"
+    )
+    run.add_argument("--allow-fallback", action="store_true", help="let another provider take over")
+    run.add_argument("--no-prepack", action="store_true", help="least memory, slower steps")
+    run.set_defaults(command=_lazily("run"))
+
+
+def _lazily(name: str) -> Callable[[argparse.Namespace], None]:
+    """A command of the module ``bundles``, imported when it runs."""
+
+    def command(args: argparse.Namespace) -> None:
+        getattr(importlib.import_module("dit_compile.cli.bundles"), name)(args)
+
+    return command
+
+
 def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
     exact.add_argument("--models", default="dit-xl-2-256,pixart-sigma-512", help="(%(default)s)")
     exact.add_argument("--ways", default="eager,default,best,ditc", help="(%(default)s)")
@@ -99,7 +144,9 @@ def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
     exact.set_defaults(command=commands.bench_exact)
 
 
-def _add_target(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+def _add_target(
+    parser: argparse.ArgumentParser, *, default: str | None, numerics: bool = True
+) -> None:
     parser.add_argument("target", help=_TARGET_HELP)
     parser.add_argument(
         "--passes",
@@ -115,4 +162,6 @@ def _add_target(parser: argparse.ArgumentParser, *, default: str | None) -> None
         metavar="INPUT=WHEN",
         help="binding time of an input: invariant, timestep or latent",
     )
+    if not numerics:
+        return
     parser.add_argument("--no-numerics", action="store_true", help="skip the check against float64")

@@ -7,7 +7,6 @@ through placeholders, and all state leaves through outputs.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,81 +15,37 @@ import torch
 from torch import fx
 
 from dit_compile.errors import PassError, VerificationError
+from dit_compile.ir.interface import (
+    AHEAD,
+    MAIN,
+    PROLOGUE,
+    TABLE,
+    WEIGHTS,
+    Binding,
+    Input,
+    InputKind,
+    Output,
+    OutputKind,
+)
 from dit_compile.ir.schedule import Schedule
 
-
-class Binding(enum.IntEnum):
-    """When a value becomes known. A node takes the latest of its arguments' bindings."""
-
-    WEIGHT = 0
-    INVARIANT = 1
-    TIMESTEP = 2
-    LATENT = 3
-
-    def __str__(self) -> str:
-        return self.name.lower()
-
-
-class InputKind(enum.Enum):
-    """What a placeholder stands for."""
-
-    WEIGHT = "weight"  # a parameter or buffer of the model
-    USER = "user"  # a tensor or number the caller passes
-    SIZE = "size"  # a symbolic size that Dynamo passes beside the tensors
-    STATE = "state"  # carried from step to step by a Session
-    COEFFICIENTS = "coefficients"  # of a forecast from several states; made by the schedule
-    DERIVED = "derived"  # computed by an earlier graph of the Program
-
-
-@dataclass(frozen=True)
-class Input:
-    """One named input of a Program.
-
-    Attributes:
-        name: the placeholder's name, the same in every graph that reads it.
-        kind: what it stands for.
-        path: how the user knows it: a parameter's dotted path, an argument's name, a site's path.
-        binding: when its value is known.
-        settled: whether ``binding`` was shown or declared, and is not just the safe assumption.
-        age: of a state, how many newer values of the same path are kept.
-    """
-
-    name: str
-    kind: InputKind
-    path: str
-    binding: Binding
-    settled: bool = False
-    age: int = 0
-
-
-class OutputKind(enum.Enum):
-    """What one output of a graph is for."""
-
-    USER = "user"  # returned to the caller
-    MUTATION = "mutation"  # copied back into the input it is named after
-    STATE = "state"  # kept by the Session under its name
-    DERIVED = "derived"  # fed to later graphs under its name
-    MEASURE = "measure"  # a number that the schedule decides by
-
-
-@dataclass(frozen=True)
-class Output:
-    """One output of a graph: what it is for, and the input, state or derived value it names."""
-
-    kind: OutputKind
-    name: str = ""
-
-
-#: The graph that computes one full step.
-MAIN = "full"
-#: The graph that computes values which depend on weights alone.
-WEIGHTS = "weights"
-#: The graph that runs once a generation.
-PROLOGUE = "prologue"
-#: The graph whose values depend on the timestep: one row for each step, all computed together.
-TABLE = "table"
-#: The graphs that run ahead of the steps, in order, and when their values are known.
-AHEAD = {WEIGHTS: Binding.WEIGHT, PROLOGUE: Binding.INVARIANT, TABLE: Binding.TIMESTEP}
+__all__ = [
+    "AHEAD",
+    "MAIN",
+    "PROLOGUE",
+    "TABLE",
+    "WEIGHTS",
+    "Binding",
+    "Input",
+    "InputKind",
+    "Output",
+    "OutputKind",
+    "Program",
+    "copy_graph",
+    "output_args",
+    "output_node",
+    "placeholders",
+]
 
 
 @dataclass

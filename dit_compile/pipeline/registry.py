@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from dit_compile.backends.base import Backend
-from dit_compile.errors import PipelineError, find_named, suggest
-from dit_compile.pipeline.base import Pass
+from dit_compile.errors import MissingDependencyError, PipelineError, find_named, suggest
 from dit_compile.pipeline.presets import PRESETS
+
+if TYPE_CHECKING:
+    from dit_compile.backends.base import Backend
+    from dit_compile.backends.written import Writer
+    from dit_compile.pipeline.base import Pass
 
 
 @cache
 def passes() -> dict[str, type[Pass]]:
     """All passes by name."""
-    listed = importlib.import_module("dit_compile.passes").ALL
+    listed = importlib.import_module("dit_compile.passes.catalog").ALL
     return {item.name: item for item in listed}
+
+
+@cache
+def policies() -> dict[str, type[Any]]:
+    """The caching policies by the name of their method; finding them needs no torch."""
+    found: dict[str, type[Any]] = importlib.import_module(
+        "dit_compile.passes.block_cache.policies"
+    ).POLICIES
+    return found
 
 
 @cache
@@ -47,3 +60,30 @@ def find_backend(name: str) -> Backend:
         OptionError: there is none.
     """
     return find_named("target", name, backends())
+
+
+#: Where each format of a bundle is written; nothing is imported until it is asked for.
+_FORMATS = {"onnx": ("dit_compile.backends.onnxruntime.writer", "OnnxWriter", "onnx")}
+
+
+def formats() -> list[str]:
+    """The formats that a bundle can have."""
+    return list(_FORMATS)
+
+
+def find_format(name: str) -> Writer:
+    """The writer of a format.
+
+    Raises:
+        OptionError: there is no such format.
+        MissingDependencyError: it needs packages that are not installed.
+    """
+    module, writer, extra = find_named("format", name, _FORMATS)
+    try:
+        found: Writer = getattr(importlib.import_module(module), writer)()
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"the format {name!r} needs {error.name}; install it with: "
+            f"pip install 'dit-compile[{extra}]'"
+        ) from error
+    return found

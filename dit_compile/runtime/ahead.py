@@ -21,9 +21,9 @@ from dit_compile.ir.program import (
 )
 from dit_compile.pipeline.registry import find_backend
 from dit_compile.runtime.generation import Call, Lane, Times, Tracker
+from dit_compile.runtime.steps import Values
 from dit_compile.runtime.weights import DerivedWeights
 
-Values = dict[str, Any]
 Key = tuple[tuple[float, ...], ...]
 
 #: Rows of a table that are kept for a lane at most, in bytes.

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from dit_compile.backends.base import Backend
 from dit_compile.errors import BackendError
+from dit_compile.ir.fake import tensor_of
 from dit_compile.ir.program import (
     MAIN,
-    Binding,
     InputKind,
     OutputKind,
     Program,
     placeholders,
 )
-from dit_compile.ir.schedule import Done
-from dit_compile.runtime.ahead import Ahead, Values
-from dit_compile.runtime.generation import Call, Place
+from dit_compile.runtime.ahead import Ahead
+from dit_compile.runtime.generation import Hold
+from dit_compile.runtime.held import Held
 from dit_compile.runtime.session import current
-from dit_compile.runtime.states import States
-from dit_compile.runtime.watch import Watched, announce, watched
+from dit_compile.runtime.sight import Sight
+from dit_compile.runtime.states import Vector
+from dit_compile.runtime.steps import Returned, Steps, Values
+from dit_compile.runtime.watch import announce, watched
 from dit_compile.runtime.weights import DerivedWeights
 
 #: Makes a compiled Program again with some inputs bound as latents; ``None`` if that failed.
@@ -71,16 +71,23 @@ class CompiledProgram:
             name: backend.compile(program, name) for name in program.schedule.graphs()
         }
         self._ahead = Ahead(program)
-        self._states = States(program)
+        self._steps = Steps(
+            program.schedule, program.inputs.values(), self._call, _vectors(program)
+        )
         self._weights = [
             spec.name
             for spec in program.of_kind(InputKind.WEIGHT)
             if spec.name not in program.constants
         ]
-        self._sight = _Sight(program)
-        #: The inputs that are the timestep, once known.
+        self._sight = Sight(program.inputs.values())
         self.clock = self._sight.clock
+        self.hold: Hold = Held.of
         _deriving.add(self._ahead.weights)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether steps depend on earlier ones."""
+        return self.program.schedule.stateful
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         """Run one step.
@@ -107,7 +114,9 @@ class CompiledProgram:
                 return self(*args)
             self.clock = self.clock or tracker.clock
             self._ahead.fill(values, call, place.lane, tracker, boundary=place.boundary)
-            return self._serve(values, place)
+            served = self._steps.serve(values, place)
+            announce(self.program, served)
+            return served.returned.results
         except BaseException:
             tracker.end()
             raise
@@ -122,34 +131,11 @@ class CompiledProgram:
                 self._successor = rebind(moving)
         return self._successor is not None
 
-    def _serve(self, values: Values, place: Place) -> tuple[Any, ...]:
-        """Run the graphs of one step, and keep the state that they return."""
-        schedule, lane, step = self.program.schedule, place.lane, place.step
-        values.update(lane.state)
-        if schedule.probe:
-            values.update(self._call(schedule.probe, values).named)
-        name, computed = schedule.full, frozenset(schedule.groups)
-        doubt = place.doubt or self._states.missing(lane)
-        self._states.note_length(step)
-        if schedule.stateful and not doubt:
-            if schedule.judge:
-                step = replace(step, change=self._call(schedule.judge, values).measure)
-            row, name = schedule.choose(schedule.row(step, lane.past))
-            computed = schedule.computed(row)
-            values.update(self._states.coefficients(step, lane, computed))
-        elif doubt:
-            lane.why[doubt] += 1
-        done = self._call(name, values)
-        self._states.keep(lane, done.named)
-        self._states.record(lane, Done(step, computed))
-        announce(Watched(self.program, name, lane, step, done.named))
-        return done.results
-
-    def _call(self, name: str, values: Values) -> _Returned:
+    def _call(self, name: str, values: Values) -> Returned:
         """Run graph ``name`` and hand each output to where it belongs."""
         returned = self._run[name](*[values[read] for read in self._reads[name]])
         results: list[Any] = []
-        done = _Returned()
+        done = Returned()
         for output, value in zip(self.program.outputs[name], returned, strict=True):
             if output.kind is OutputKind.USER:
                 results.append(value)
@@ -161,15 +147,6 @@ class CompiledProgram:
                 done.named[output.name] = value
         done.results = tuple(results)
         return done
-
-
-@dataclass
-class _Returned:
-    """What a graph returned: to the caller, under names, and for the schedule to decide by."""
-
-    results: tuple[Any, ...] = ()
-    named: Values = field(default_factory=dict)
-    measure: float = math.nan
 
 
 def invalidate(model: torch.nn.Module) -> int:
@@ -188,34 +165,12 @@ def invalidate(model: torch.nn.Module) -> int:
     return len(found)
 
 
-class _Sight:
-    """Reads from a call's inputs what a Tracker needs to place it."""
-
-    def __init__(self, program: Program) -> None:
-        users = program.of_kind(InputKind.USER)
-        self._users = [spec.name for spec in users]
-        clocks = [spec for spec in users if spec.binding is Binding.TIMESTEP]
-        settled = [spec.name for spec in clocks if spec.settled]
-        self._timesteps = settled or [spec.name for spec in clocks]
-        #: ``None`` if which of several candidates is the timestep must be observed.
-        self.clock = tuple(settled) if settled or not self._timesteps else None
-        latents = {spec.name for spec in users if spec.settled and spec.binding is Binding.LATENT}
-        self._context = [n for n in self._users if n not in latents and n not in self._timesteps]
-
-    def look(self, values: Values) -> Call:
-        """The facts of one call."""
-        return Call(
-            timesteps={name: _host_values(values[name]) for name in self._timesteps},
-            shapes=tuple(
-                tuple(value.shape) if isinstance(value, torch.Tensor) else value
-                for value in (values[name] for name in self._users)
-            ),
-            context={name: values[name] for name in self._context},
-        )
-
-
-def _host_values(value: Any) -> tuple[float, ...]:
-    """A timestep on the host: one number, or one for each sample or token."""
-    if isinstance(value, torch.Tensor):
-        return tuple(value.reshape(-1).tolist())
-    return (float(value),)
+def _vectors(program: Program) -> Vector:
+    """Makes coefficients where the graphs that read them run."""
+    devices = {
+        str(node.target): tensor_of(node).device
+        for _, module in program.step_graphs()
+        for node in placeholders(module.graph)
+        if program.kind_of(node) is InputKind.COEFFICIENTS
+    }
+    return lambda name, row: torch.tensor(row, dtype=torch.float32, device=devices[name])

@@ -7,18 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import torch
+from typing import Any, Protocol
 
 from dit_compile.errors import DitcWarning
 from dit_compile.ir.schedule import Done, Step
-from dit_compile.runtime.held import Held
-
-if TYPE_CHECKING:
-    from dit_compile.runtime.ahead import Prepared
 
 #: More lanes than any guidance scheme has: the conditions are not what tells lanes apart.
 _MAX_LANES = 8
@@ -28,6 +22,18 @@ MODES = ("computed", "reused", "forecast")
 
 #: Host values of the inputs that may be the timestep, by name.
 Times = Mapping[str, tuple[float, ...]]
+
+
+class Held(Protocol):
+    """An input as it was at an earlier call."""
+
+    def same(self, value: object) -> bool:
+        """Whether ``value`` is certainly what was held."""
+        ...
+
+
+#: Holds an input as it is now; tensors of each kind are held and compared in their own way.
+Hold = Callable[[object], Held]
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,11 @@ class Lane:
     """
 
     context: Mapping[str, Held]
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
     past: list[Done] = field(default_factory=list)
     served: Counter[str] = field(default_factory=Counter)
     why: Counter[str] = field(default_factory=Counter)
-    prepared: Prepared | None = None
+    prepared: Any = None
     last_step: int = -1
 
     def serves(self, context: Mapping[str, object]) -> bool:
@@ -126,6 +132,7 @@ class Tracker:
         timesteps: the timesteps of the generation, if the caller has stated them.
         clock: which of a call's timesteps is the timestep; ``None`` if that must be observed.
         loud: warn when a call cannot be placed; off for Programs that never reuse anything.
+        hold: how the inputs that tell lanes apart are kept and compared.
     """
 
     def __init__(
@@ -134,10 +141,12 @@ class Tracker:
         *,
         clock: Sequence[str] | None = None,
         loud: bool = True,
+        hold: Hold,
     ) -> None:
         self.timesteps = list(timesteps) if timesteps is not None else None
         self.clock = tuple(clock) if clock is not None else None
         self.loud = loud
+        self._hold = hold
         self.generation: Generation | None = None
         self.generations = 0
         #: The timesteps of the last generation, and its lanes if its sizes were the same.
@@ -285,7 +294,7 @@ class Tracker:
             for name, value in context.items():
                 if _is_new(generation, name, value):
                     generation.moved.setdefault(name, set()).add(len(generation.seen))
-        lane = Lane({name: Held.of(value) for name, value in context.items()})
+        lane = Lane({name: self._hold(value) for name, value in context.items()})
         known = (earlier for earlier in self._earlier_lanes if earlier.serves(context))
         lane.prepared = next((earlier.prepared for earlier in known), None)
         generation.lanes.append(lane)

@@ -6,26 +6,39 @@ import asyncio
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_compile.errors import SessionError
-from dit_compile.runtime.generation import MODES, Tracker
-from dit_compile.runtime.identity import Identity
+from dit_compile.runtime.generation import MODES, Hold, Tracker
 
 if TYPE_CHECKING:
-    from dit_compile.runtime.compiled import CompiledProgram
+    import torch
+
+    from dit_compile.runtime.identity import Identity
 
 _active: ContextVar[tuple[Session, ...]] = ContextVar("ditc_sessions", default=())
 #: The Session of calls outside any ``with``, and the thread or task that it belongs to.
 _default: ContextVar[tuple[weakref.ref[Any], Session] | None] = ContextVar(
     "ditc_default", default=None
 )
+
+
+class Tracked(Protocol):
+    """A program whose calls a Session follows: compiled, or loaded from a bundle."""
+
+    #: The inputs that are the timestep, once known.
+    clock: tuple[str, ...] | None
+    #: How it keeps and compares inputs.
+    hold: Hold
+
+    @property
+    def stateful(self) -> bool:
+        """Whether its steps depend on earlier ones."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,15 @@ class _Followed:
 
     @classmethod
     def of(cls, weights: Sequence[torch.Tensor], tracker: Tracker) -> _Followed:
+        if not weights:
+            return cls((), (), tracker)
+        from dit_compile.runtime.identity import Identity  # here, since bundles run without torch
+
         return cls(tuple(map(id, weights)), tuple(map(Identity.of, _a_few(weights))), tracker)
 
     def serves(self, weights: Sequence[torch.Tensor]) -> bool:
         return self.objects == tuple(map(id, weights)) and all(
-            map(Identity.is_of, self.weights, _a_few(weights))
+            seen.is_of(weight) for seen, weight in zip(self.weights, _a_few(weights), strict=True)
         )
 
     def alive(self) -> bool:
@@ -71,7 +88,8 @@ class Session:
                 with b: y = step(y, t)
 
     Args:
-        model: the module, compiled or not, whose calls belong to this Session; ``None`` for all.
+        model: the module, compiled or not, or the loaded bundle whose calls belong to this Session;
+            ``None`` for all.
         timesteps: the timesteps of the loop in order, such as ``scheduler.timesteps``.
 
     Raises:
@@ -80,36 +98,34 @@ class Session:
 
     def __init__(
         self,
-        model: torch.nn.Module | None = None,
+        model: torch.nn.Module | Tracked | None = None,
         *,
-        timesteps: Sequence[float] | torch.Tensor | None = None,
+        timesteps: Iterable[float] | None = None,
     ) -> None:
-        if isinstance(timesteps, torch.Tensor):
-            timesteps = timesteps.tolist()
-        if timesteps is not None and len(timesteps) == 0:
-            raise SessionError("timesteps is empty; pass scheduler.timesteps after set_timesteps()")
         self.timesteps = [float(t) for t in timesteps] if timesteps is not None else None
+        if self.timesteps == []:
+            raise SessionError("timesteps is empty; pass scheduler.timesteps after set_timesteps()")
         # the tensors are held, so that no other can take their place in memory
         self._weights = {id(t): t for t in _tensors(model)} if model is not None else None
-        self._followed: weakref.WeakKeyDictionary[CompiledProgram, list[_Followed]] = (
+        self._followed: weakref.WeakKeyDictionary[Tracked, list[_Followed]] = (
             weakref.WeakKeyDictionary()
         )
         self._depth = 0
 
-    def owns(self, weights: Sequence[torch.Tensor]) -> bool:
+    def owns(self, weights: Sequence[object]) -> bool:
         """Whether a program with these weights belongs to this Session's model."""
         if self._weights is None or not weights:
             return self._weights is None
         return any(id(weight) in self._weights for weight in weights)
 
-    def tracker(self, program: CompiledProgram, weights: Sequence[torch.Tensor]) -> Tracker:
+    def tracker(self, program: Tracked, weights: Sequence[torch.Tensor]) -> Tracker:
         """The tracker of ``program``'s calls on ``weights`` within this Session."""
         followed = self._followed.setdefault(program, [])
         for item in followed:
             if item.serves(weights):
                 return item.tracker
         tracker = Tracker(
-            self.timesteps, clock=program.clock, loud=program.program.schedule.stateful
+            self.timesteps, clock=program.clock, loud=program.stateful, hold=program.hold
         )
         kept = [item for item in followed if item.alive()]
         followed[:] = [*kept, _Followed.of(weights, tracker)]
@@ -159,14 +175,14 @@ class Session:
 
 
 def session(
-    model: torch.nn.Module | None = None,
+    model: torch.nn.Module | Tracked | None = None,
     *,
-    timesteps: Sequence[float] | torch.Tensor | None = None,
+    timesteps: Iterable[float] | None = None,
 ) -> Session:
     """State a sampling loop: ``with ditc.session(fast, timesteps=scheduler.timesteps): ...``.
 
     Args:
-        model: the module, compiled or not; ``None`` for every model called inside.
+        model: the module, compiled or not, or a loaded bundle; ``None`` for all called inside.
         timesteps: the loop's timesteps in order; without them steps are counted as they come, and
             the last one is guessed.
 
@@ -176,11 +192,13 @@ def session(
     return Session(model, timesteps=timesteps)
 
 
-def _tensors(model: torch.nn.Module) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]
+def _tensors(model: torch.nn.Module | Tracked) -> list[object]:
+    """What a model is known by: its weights, or itself if they are not torch's."""
+    found: Any = (getattr(model, what, tuple)() for what in ("parameters", "buffers"))
+    return [tensor for tensors in found for tensor in tensors] or [model]
 
 
-def current(weights: Sequence[torch.Tensor]) -> Session:
+def current(weights: Sequence[object]) -> Session:
     """The Session that a call with these weights belongs to.
 
     The innermost active one of its model, else the default one of this thread or async task.

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-
-import torch
+from typing import Any
 
 from dit_compile.errors import DitcWarning
-from dit_compile.ir.fake import tensor_of
-from dit_compile.ir.program import Input, InputKind, Program, placeholders
-from dit_compile.ir.schedule import Done, Step
+from dit_compile.ir.interface import Input, InputKind
+from dit_compile.ir.schedule import Done, Schedule, Step
 from dit_compile.runtime.generation import Lane
+
+#: Makes the value of an input from its coefficients.
+Vector = Callable[[str, Sequence[float]], Any]
 
 
 class States:
     """Keeps states by name, the latest first, where a Program declares them.
 
     Args:
-        program: the Program.
+        schedule: of the Program.
+        inputs: all inputs of the Program.
+        vector: makes the value of an input of coefficients from its name and its numbers.
     """
 
-    def __init__(self, program: Program) -> None:
-        self._schedule = program.schedule
+    def __init__(self, schedule: Schedule, inputs: Iterable[Input], vector: Vector) -> None:
+        self._schedule = schedule
+        self._vector = vector
         self._noted = False
+        inputs = list(inputs)
         ages: dict[str, list[Input]] = {}
-        for spec in program.of_kind(InputKind.STATE):
-            ages.setdefault(spec.path, []).append(spec)
+        for spec in inputs:
+            if spec.kind is InputKind.STATE:
+                ages.setdefault(spec.path, []).append(spec)
         by_age = (sorted(specs, key=lambda spec: spec.age) for specs in ages.values())
         #: For the state that graphs return, the names of all that is kept of it.
         self._names = {specs[0].name: [spec.name for spec in specs] for specs in by_age}
-        devices = {
-            str(node.target): tensor_of(node).device
-            for _, module in program.step_graphs()
-            for node in placeholders(module.graph)
-            if program.kind_of(node) is InputKind.COEFFICIENTS
-        }
         self._forecasts = [
-            (spec.name, spec.path, devices[spec.name])
-            for spec in program.of_kind(InputKind.COEFFICIENTS)
+            (spec.name, spec.path) for spec in inputs if spec.kind is InputKind.COEFFICIENTS
         ]
 
     def missing(self, lane: Lane) -> str:
@@ -60,7 +59,7 @@ class States:
             stacklevel=2,
         )
 
-    def keep(self, lane: Lane, returned: Mapping[str, torch.Tensor]) -> None:
+    def keep(self, lane: Lane, returned: Mapping[str, Any]) -> None:
         """Take over what a step returned; what it was before grows older."""
         for name, value in returned.items():
             names = self._names[name]
@@ -69,17 +68,17 @@ class States:
 
     def coefficients(
         self, step: Step, lane: Lane, computed: frozenset[str]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    ) -> Iterator[tuple[str, Any]]:
         """The coefficients of each forecast that is made at ``step``, by input name."""
         policy = self._schedule.policy
         assert policy is not None
-        for name, group, device in self._forecasts:
+        for name, group in self._forecasts:
             if group in computed:
                 continue
             steps = (done.step for done in reversed(lane.past) if group in done.computed)
             known = list(islice(steps, policy.depth))
             row = [*policy.coefficients(step, known), *[0.0] * (policy.depth - len(known))]
-            yield name, torch.tensor(row, dtype=torch.float32, device=device)
+            yield name, self._vector(name, row)
 
     def record(self, lane: Lane, done: Done) -> None:
         """Count a step, and remember it for the policy."""

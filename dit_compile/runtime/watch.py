@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
+from dit_compile.ir.program import Program
+from dit_compile.runtime.steps import Served
 
-if TYPE_CHECKING:
-    from dit_compile.ir.program import Program
-    from dit_compile.ir.schedule import Step
-    from dit_compile.runtime.generation import Lane
-
-
-@dataclass(frozen=True)
-class Watched:
-    """One step of one lane, just done.
-
-    Attributes:
-        program: the Program that ran.
-        graph: the graph that served the step.
-        lane: the lane.
-        step: the step.
-        returned: the state that the graph returned, by name.
-    """
-
-    program: Program
-    graph: str
-    lane: Lane
-    step: Step
-    returned: Mapping[str, torch.Tensor]
-
-
-Watcher = Callable[[Watched], None]
+Watcher = Callable[[Program, Served], None]
 
 _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("ditc_watchers", default=())
 
@@ -56,7 +30,7 @@ def watched() -> bool:
     return bool(_watchers.get())
 
 
-def announce(watched: Watched) -> None:
+def announce(program: Program, served: Served) -> None:
     """Tell all watchers of a step."""
     for watcher in _watchers.get():
-        watcher(watched)
+        watcher(program, served)

@@ -12,7 +12,7 @@ from dit_compile.pipeline.registry import backends, find_backend, find_pass, pas
 
 
 def test_names_are_unique_and_lead_back() -> None:
-    from dit_compile.passes import ALL
+    from dit_compile.passes.catalog import ALL
 
     assert len(passes()) == len(ALL)
     assert all(find_pass(name).name == name for name in passes())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dit_compile.errors import DitcWarning
 from dit_compile.runtime.generation import Call, Place, Tracker
+from dit_compile.runtime.held import Held
 
 
 def call(t: float | Sequence[float], lane: object = "a", size: int = 4) -> Call:
@@ -20,7 +21,7 @@ def call(t: float | Sequence[float], lane: object = "a", size: int = 4) -> Call:
 
 
 def tracker(timesteps: Sequence[float] | None = None) -> Tracker:
-    return Tracker(timesteps, clock=("t",), loud=False)
+    return Tracker(timesteps, clock=("t",), loud=False, hold=Held.of)
 
 
 def steps(places: Sequence[Place]) -> list[int]:
@@ -138,7 +139,7 @@ class TestClock:
     """Which of several candidates is the timestep."""
 
     def watch(self, *times: tuple[float, float]) -> Tracker:
-        seen = Tracker(loud=False)
+        seen = Tracker(loud=False, hold=Held.of)
         for t, g in times:
             place = seen.place(Call({"t": (t,), "g": (g,)}, (), {}))
             assert seen.clock is not None or not place.certain
@@ -166,7 +167,7 @@ class TestDoubt:
         assert not again.certain
 
     def test_no_timestep_at_all(self) -> None:
-        seen = Tracker(clock=())
+        seen = Tracker(clock=(), hold=Held.of)
         with pytest.warns(DitcWarning, match="no input is known to be the timestep") as caught:
             places = [seen.place(Call({}, (), {"prompt": "a"})) for _ in range(3)]
         assert len(caught) == 1

@@ -1,0 +1,129 @@
+"""A Program as ONNX files with one weights file beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from dit_compile.backends.eager import Eager
+from dit_compile.backends.onnxruntime.attach import attach_weights
+from dit_compile.backends.onnxruntime.halves import widen
+from dit_compile.backends.onnxruntime.merge import merge
+from dit_compile.backends.onnxruntime.translate import OPSETS, result_names, translate
+from dit_compile.backends.onnxruntime.weights import WeightsFile
+from dit_compile.backends.written import ExportOptions, Written
+from dit_compile.bundle.manifest import Graph, Result
+from dit_compile.errors import OptionError
+from dit_compile.ir.program import WEIGHTS, InputKind, Program, placeholders
+
+WEIGHTS_FILE = "weights.bin"
+#: The model of all graphs that can serve a step.
+_STEP = "step"
+_HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+class OnnxWriter:
+    """Writes ``<graph>.onnx`` for each graph or ``step.onnx`` for several, and ``weights.bin``."""
+
+    def write(self, program: Program, folder: Path, options: ExportOptions) -> Written:
+        """Write all graphs but the one of weights alone, which is computed here and now.
+
+        Raises:
+            OptionError: the opset is not one that can be written.
+            BackendError: a graph has no ONNX form.
+        """
+        if options.opset not in OPSETS:
+            raise OptionError(
+                f"opset takes {OPSETS.start} to {OPSETS.stop - 1}, not {options.opset}"
+            )
+        file = WeightsFile(folder / WEIGHTS_FILE)
+        values = known_weights(program)
+        halves = half_types(program)
+        models = {
+            name: make_model(program, name, values, file, options)
+            for name in exported_graphs(program)
+        }
+        graphs = {
+            name: Graph(
+                f"{name}.onnx",
+                tuple(str(v.name) for v in model.graph.inputs),
+                results(program, name),
+            )
+            for name, model in models.items()
+        }
+        schedule = program.schedule
+        steps = list(dict.fromkeys([schedule.full, *(name for _, name in schedule.variants)]))
+        if len(steps) > 1 and not options.split:
+            states = [spec.name for spec in program.of_kind(InputKind.STATE)]
+            models[_STEP] = merge({name: models.pop(name) for name in steps}, states)
+            for number, name in enumerate(steps):
+                graphs[name] = replace(graphs[name], file=f"{_STEP}.onnx", variant=number)
+        for name, model in models.items():
+            ir.save(model, folder / f"{name}.onnx")
+        return Written(
+            graphs,
+            {name: version(name) for name in ("onnx", "onnxscript")},
+            WEIGHTS_FILE,
+            dict.fromkeys(halves, "float32"),
+            tuple(f"{name} was widened to float32" for name in halves),
+        )
+
+
+def exported_graphs(program: Program) -> list[str]:
+    """The graphs that run ahead of the steps, but for weights alone, and those of the steps."""
+    ahead = [name for name, _ in program.ahead_graphs() if name != WEIGHTS]
+    return [*ahead, *program.schedule.graphs()]
+
+
+def make_model(
+    program: Program,
+    name: str,
+    values: Mapping[str, torch.Tensor],
+    file: WeightsFile,
+    options: ExportOptions,
+) -> ir.Model:
+    """One graph with its weights, in float32 where the Program is in half precision."""
+    model = translate(program, name, opset=options.opset, contrib=options.contrib)
+    ClearMetadataAndDocStringPass()(model)  # paths of the sources on this machine, among others
+    widen(model)
+    attach_weights(model, program, values, file)
+    model.producer_name, model.producer_version = "ditc", version("dit-compile")
+    return model
+
+
+def known_weights(program: Program) -> dict[str, torch.Tensor]:
+    """The values of all weights by input name, those derived from weights alone included."""
+    values = dict(program.constants)
+    if WEIGHTS in program.graphs:
+        reads = [values[str(node.target)] for node in placeholders(program.graphs[WEIGHTS].graph)]
+        with torch.no_grad():
+            returned = Eager().compile(program, WEIGHTS)(*reads)
+        names = (output.name for output in program.outputs[WEIGHTS])
+        values |= dict(zip(names, returned, strict=True))
+    return values
+
+
+def half_types(program: Program) -> list[str]:
+    """The half-precision types in a Program's graphs."""
+    found = {
+        value.dtype
+        for module in program.graphs.values()
+        for node in module.graph.nodes
+        if isinstance(value := node.meta.get("val"), torch.Tensor)
+    }
+    return [name for dtype, name in _HALVES.items() if dtype in found]
+
+
+def results(program: Program, name: str) -> tuple[Result, ...]:
+    """What a manifest says of a graph's outputs."""
+    names = result_names(program, name)
+    return tuple(
+        Result(text, output.kind.value, output.name or text)
+        for text, output in zip(names, program.outputs[name], strict=True)
+    )

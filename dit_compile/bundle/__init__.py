@@ -1,0 +1,1 @@
+"""Bundles: a Program as a folder of files. Reading and running one needs no torch."""

@@ -1,0 +1,106 @@
+"""The caller's tensors as numpy arrays, and how a Session holds them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dit_compile.bundle.manifest import Value
+from dit_compile.errors import OptionError, suggest
+
+#: Arrays up to this many elements are kept and compared; larger ones count as new at each call.
+_COMPARED = 1 << 22
+
+
+@dataclass(frozen=True)
+class HeldArray:
+    """A copy of an earlier input: nothing tells of writes into an array."""
+
+    value: Any
+
+    @classmethod
+    def of(cls, value: object) -> HeldArray:
+        """Hold an input as it is now."""
+        if isinstance(value, np.ndarray):
+            return cls(value.copy() if value.size <= _COMPARED else None)
+        return cls(value)
+
+    def same(self, value: object) -> bool:
+        """Whether ``value`` has the same content for certain."""
+        if isinstance(self.value, np.ndarray) and isinstance(value, np.ndarray):
+            alike = (self.value.shape, self.value.dtype) == (value.shape, value.dtype)
+            return alike and np.array_equal(self.value, value)
+        return type(self.value) is type(value) and self.value == value
+
+
+def is_torch(value: object) -> bool:
+    """Whether ``value`` is a tensor of torch, which is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def as_array(spec: Value, value: Any) -> np.ndarray[Any, Any]:
+    """``value`` as a contiguous array of the type and shape that ``spec`` states.
+
+    Raises:
+        OptionError: it has another type or shape.
+    """
+    if is_torch(value):
+        value = value.detach().cpu()
+        if value.is_floating_point() and value.itemsize == 2 and spec.dtype == "float32":
+            value = value.float()  # a model in half precision was exported in single
+        value = value.contiguous()
+    if isinstance(value, (int, float, list, tuple)):
+        value = np.asarray(value, dtype=spec.dtype)
+    array = value if isinstance(value, np.ndarray) else np.from_dlpack(value)
+    if array.dtype.name != spec.dtype:
+        raise OptionError(f"{spec.path} takes {spec.dtype}, not {array.dtype.name}; convert it")
+    fixed = [(a, b) for a, b in zip(spec.shape, array.shape, strict=False) if isinstance(a, int)]
+    if len(spec.shape) != array.ndim or any(a != b for a, b in fixed):
+        raise OptionError(
+            f"{spec.path} takes the shape {list(spec.shape)}, not {list(array.shape)}; export with "
+            "dynamic_shapes to vary it"
+        )
+    return np.ascontiguousarray(array)
+
+
+def bound(
+    inputs: Sequence[Value],
+    fixed: Mapping[str, Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The caller's arguments by the names of the inputs.
+
+    Args:
+        inputs: what must be given, in order.
+        fixed: arguments that may be given with these values alone.
+        args: values in order.
+        kwargs: values by name or path.
+
+    Raises:
+        OptionError: an argument is missing, unknown, given twice, or was fixed to another value.
+    """
+    paths = {spec.path: spec.name for spec in inputs} | {spec.name: spec.name for spec in inputs}
+    if len(args) > len(inputs):
+        raise OptionError(f"takes {len(inputs)} tensors, not {len(args)}")
+    values = {spec.name: value for spec, value in zip(inputs, args, strict=False)}
+    for key, value in kwargs.items():
+        if key in fixed:
+            if type(value) is not type(fixed[key]) or value != fixed[key]:
+                raise OptionError(f"{key} was {fixed[key]!r} at export and cannot be {value!r} now")
+            continue
+        if key not in paths:
+            known = [*paths, *fixed]
+            raise OptionError(f"unknown argument {key!r}{suggest(key, known)}")
+        if paths[key] in values:
+            raise OptionError(f"{key} is given twice")
+        values[paths[key]] = value
+    for spec in inputs:
+        if spec.name not in values:
+            raise OptionError(f"{spec.path} is missing: {spec.dtype} {list(spec.shape)}")
+    return values

@@ -1,0 +1,118 @@
+"""The folder of a bundle: written whole or not at all, and read with distrust."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dit_compile.bundle.manifest import File, Manifest
+from dit_compile.bundle.onnx_file import check_model
+from dit_compile.errors import BundleError
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST = 64 << 20
+_CHUNK = 4 << 20
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes ``path`` when the block ends, and vanishes if it raises.
+
+    Args:
+        path: where the bundle goes.
+        overwrite: replace a bundle that is there already.
+
+    Raises:
+        BundleError: there is something at ``path``, and it is no bundle or may not be replaced.
+    """
+    path = Path(os.path.abspath(path))
+    _check_free(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        new = work / "new"
+        new.mkdir()
+        yield new
+        _check_free(path, overwrite)
+        if path.exists():
+            path.rename(work / "old")
+        new.rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not (path / MANIFEST).is_file():
+        raise BundleError(f"{str(path)!r} is there and is no bundle; choose another path")
+    if not overwrite:
+        raise BundleError(f"{str(path)!r} is there already; pass overwrite=True, or --overwrite")
+
+
+def file_entry(path: Path) -> File:
+    """What a manifest says of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return File(digest.hexdigest(), size)
+
+
+def open_bundle(path: Path, *, verify: bool = True) -> Manifest:
+    """Read the manifest of a bundle and check the files.
+
+    Every file lies directly in the folder and is a regular file: neither the manifest nor a model
+    can lead a reader out of it. No file is unpickled, here or later.
+
+    Args:
+        path: the folder.
+        verify: compare each file's hash; without it, sizes alone.
+
+    Raises:
+        BundleError: a file is missing, was changed, or leads out of the folder.
+    """
+    if not path.is_dir():
+        raise BundleError(f"{str(path)!r} is no folder; give the folder that ditc export wrote")
+    if not os.path.lexists(path / MANIFEST):
+        raise BundleError(f"{str(path)!r} has no {MANIFEST}, so it is no bundle")
+    if _size(path, MANIFEST) > _MAX_MANIFEST:
+        raise BundleError(f"{MANIFEST} is larger than any manifest; export the model again")
+    try:
+        text = (path / MANIFEST).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{MANIFEST} is no text: {error}; export the model again") from error
+    manifest = Manifest.from_json(text)
+    for name, entry in manifest.files.items():
+        size = _size(path, name)
+        if size != entry.bytes:
+            raise BundleError(f"{name} has {size} bytes, not {entry.bytes}; copy the bundle again")
+        if verify and file_entry(path / name) != entry:
+            raise BundleError(f"{name} is not the file that was exported; copy the bundle again")
+    if manifest.format == "onnx":
+        _check_models(path, manifest)
+    return manifest
+
+
+def _size(path: Path, name: str) -> int:
+    """The size of a regular file in the folder."""
+    try:
+        found = os.lstat(path / name)
+    except OSError as error:
+        raise BundleError(f"{name} is missing from the bundle; copy it again") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleError(f"{name} is no regular file; a bundle holds no links and no folders")
+    return found.st_size
+
+
+def _check_models(path: Path, manifest: Manifest) -> None:
+    sizes = {manifest.weights: manifest.files[manifest.weights].bytes} if manifest.weights else {}
+    for name in dict.fromkeys(graph.file for graph in manifest.graphs.values()):
+        check_model(name, (path / name).read_bytes(), sizes)

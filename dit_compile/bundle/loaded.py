@@ -1,0 +1,181 @@
+"""A bundle, loaded: called like the model that it was exported from. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit_compile.bundle.arrays import HeldArray, as_array, bound, is_torch
+from dit_compile.bundle.folder import open_bundle
+from dit_compile.bundle.manifest import Manifest
+from dit_compile.bundle.policy import from_data
+from dit_compile.bundle.sessions import Graphs, RuntimeOptions
+from dit_compile.errors import BundleError, OptionError
+from dit_compile.ir.interface import PROLOGUE, TABLE, OutputKind
+from dit_compile.runtime.generation import Call, Hold, Lane
+from dit_compile.runtime.session import current
+from dit_compile.runtime.sight import Sight
+from dit_compile.runtime.steps import Returned, Steps, Values
+
+_Key = tuple[tuple[float, ...], ...]
+
+#: Rows of a table that are kept for a lane at most, in bytes.
+_MAX_TABLE_BYTES = 512 << 20
+
+
+@dataclass
+class _Prepared:
+    """What is known of a lane's steps before they run: the prologue's values, the table's rows."""
+
+    values: Values
+    rows: dict[_Key, Values] = field(default_factory=dict)
+
+
+class LoadedProgram:
+    """Runs a bundle's graphs, keeping state in the current Session.
+
+    Call it like the model: arrays in the model's order or by name, a tuple of arrays back. If any
+    argument is a tensor of torch, so are the results. ``with ditc.session(loaded, timesteps=...)``
+    states the loop, as for a compiled model.
+
+    Args:
+        folder: the bundle's folder, checked.
+        manifest: its manifest.
+        options: how to run it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, options: RuntimeOptions) -> None:
+        self.manifest = manifest
+        self.schedule = from_data(manifest.schedule)
+        self.hold: Hold = HeldArray.of
+        self._sight = Sight(manifest.interface())
+        self.clock = self._sight.clock
+        self._graphs = Graphs(folder, manifest, options)
+        self._steps = Steps(self.schedule, manifest.interface(), self._run, _vector)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether steps depend on earlier ones."""
+        return self.schedule.stateful
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Run one step.
+
+        Args:
+            args: the inputs in order.
+            kwargs: the inputs by name.
+
+        Returns:
+            The results in order.
+
+        Raises:
+            OptionError: the arguments are not those of the exported model.
+            BackendError: ONNX Runtime failed.
+        """
+        given = bound(self.manifest.inputs, self.manifest.fixed, args, kwargs)
+        values: Values = {v.name: as_array(v, given[v.name]) for v in self.manifest.inputs}
+        results = self._step(values)
+        if any(map(is_torch, given.values())):
+            return tuple(map(sys.modules["torch"].from_numpy, results))
+        return results
+
+    def _step(self, values: Values) -> tuple[Any, ...]:
+        tracker = current((self,)).tracker(self, ())
+        try:
+            call = self._sight.look(values)
+            place = tracker.place(call)
+            self.clock = self.clock or tracker.clock
+            self._fill(values, call, place.lane)
+            return self._steps.serve(values, place).returned.results
+        except BaseException:
+            tracker.end()
+            raise
+
+    def _fill(self, values: Values, call: Call, lane: Lane) -> None:
+        """Add what graphs that run ahead of the steps return, computed when it is not known yet."""
+        if lane.prepared is None:
+            ready = PROLOGUE in self.manifest.graphs
+            lane.prepared = _Prepared(self._run(PROLOGUE, values).named if ready else {})
+        values.update(lane.prepared.values)
+        if TABLE not in self.manifest.graphs:
+            return
+        reads = self.manifest.graphs[TABLE].inputs
+        key = tuple(times for name, times in call.timesteps.items() if name in reads)
+        rows = lane.prepared.rows
+        if key not in rows:
+            rows[key] = self._run(TABLE, values).named
+            _bound(rows)
+        values.update(rows[key])
+
+    def _run(self, name: str, values: Values) -> Returned:
+        """Run a graph and sort its outputs by what they are for."""
+        results: list[Any] = []
+        done = Returned()
+        returned = self._graphs.run(name, values)
+        for output, value in zip(self.manifest.graphs[name].outputs, returned, strict=True):
+            if output.kind == OutputKind.USER.value:
+                results.append(value)
+            elif output.kind == OutputKind.MEASURE.value:
+                done.measure = float(value)
+            else:
+                done.named[output.value] = value
+        done.results = tuple(results)
+        return done
+
+
+def _vector(name: str, row: Sequence[float]) -> Any:
+    return np.array(row, np.float32)
+
+
+def _bound(rows: dict[_Key, Values]) -> None:
+    """Forget the oldest rows of a table that has grown too large; the latest stays."""
+    size = sum(value.tensor_size_in_bytes() for value in next(reversed(rows.values())).values())
+    while len(rows) > 1 and len(rows) * size > _MAX_TABLE_BYTES:
+        del rows[next(iter(rows))]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] = ("CPUExecutionProvider",),
+    intra_op_num_threads: int = 0,
+    allow_fallback: bool = False,
+    prepack: bool = True,
+    session_options: Any = None,
+    verify: bool = True,
+) -> LoadedProgram:
+    """Load a bundle that ``ditc.export`` wrote. Needs onnxruntime and numpy alone.
+
+    Args:
+        path: the bundle's folder.
+        providers: ONNX Runtime's execution providers, the first one preferred.
+        intra_op_num_threads: threads within an operator; 0 leaves it to ONNX Runtime.
+        allow_fallback: let another provider run what the first one cannot, which is an error
+            otherwise.
+        prepack: lay weights out anew for speed; without it they stay mapped from the file, in
+            least memory.
+        session_options: an ``onnxruntime.SessionOptions`` to start from.
+        verify: compare the hash of each file with the manifest's; without it, sizes alone.
+
+    Raises:
+        BundleError: the bundle is damaged or not to be trusted.
+        MissingDependencyError: onnxruntime is not installed.
+        OptionError, BackendError: a provider is not there, or refuses a graph.
+    """
+    folder = Path(path)
+    manifest = open_bundle(folder, verify=verify)
+    if manifest.format != "onnx":
+        raise BundleError(f"{str(path)!r} is of the format {manifest.format}, which needs torch")
+    if isinstance(providers, str):
+        raise OptionError(f"providers takes a list of names, such as [{providers!r}]")
+    return LoadedProgram(
+        folder,
+        manifest,
+        RuntimeOptions(providers, intra_op_num_threads, allow_fallback, prepack, session_options),
+    )

@@ -1,0 +1,155 @@
+"""``ditc export`` and ``ditc run``: a model as files, and the files at work."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from dit_compile.bundle.arrays import bound
+from dit_compile.bundle.loaded import LoadedProgram, load
+from dit_compile.cli.commands import parse_bindings
+from dit_compile.errors import OptionError
+from dit_compile.report.table import terminal
+from dit_compile.runtime.generation import MODES
+from dit_compile.runtime.session import session
+
+if TYPE_CHECKING:
+    from dit_compile.bundle.manifest import Manifest, Value
+
+Arrays = dict[str, Any]
+
+
+def export(args: argparse.Namespace) -> None:
+    """``ditc export``: write a bundle, and list what is in it."""
+    from dit_compile.cli.target import load_target
+    from dit_compile.exporting import export as run
+
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is not our data
+        target = load_target(args.target)
+        manifest = run(
+            target.model,
+            target.args,
+            target.kwargs,
+            args.path,
+            format=args.format,
+            passes=args.passes,
+            bindings=parse_bindings(args.bind),
+            opset=args.opset,
+            contrib=not args.no_contrib,
+            split=args.split,
+            overwrite=args.overwrite,
+        )
+    console = terminal()
+    console.print(_contents(manifest))
+    for note in manifest.notes:
+        console.print(f"note: {note}")
+    console.print(f"bundle: {args.path}", soft_wrap=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """``ditc run``: run a bundle over a loop of steps, and say how long each kind of step took."""
+    started = time.perf_counter()
+    loaded = load(
+        args.path,
+        providers=args.provider or ["CPUExecutionProvider"],
+        intra_op_num_threads=args.threads,
+        allow_fallback=args.allow_fallback,
+        prepack=not args.no_prepack,
+    )
+    ready = time.perf_counter() - started
+    inputs = _drawn(loaded.manifest) | _read(args.inputs)
+    bound(loaded.manifest.inputs, {}, (), inputs)
+    times = _timesteps(loaded.manifest, args.steps)
+    with session(loaded, timesteps=times or None) as current:
+        seconds: dict[str, list[float]] = {}
+        for step in range(args.steps):
+            before = current.summary()
+            call = inputs | (_at(loaded, inputs, times[step]) if times else {})
+            started = time.perf_counter()
+            results = loaded(**call)
+            took = time.perf_counter() - started
+            after = current.summary()
+            how = next((mode for mode in MODES if after[mode] > before[mode]), MODES[0])
+            seconds.setdefault(how, []).append(took)
+    if args.save:
+        named = zip((value.name for value in loaded.manifest.results), results, strict=True)
+        np.savez(args.save, **dict(named))
+    _report(loaded, ready, seconds)
+
+
+def _contents(manifest: Manifest) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("graph", "file"):
+        table.add_column(title)
+    for title in ("inputs", "outputs"):
+        table.add_column(title, justify="right")
+    table.add_column("MB", justify="right")
+    for name, graph in manifest.graphs.items():
+        size = f"{manifest.files[graph.file].bytes / 1e6:.1f}"
+        row = (name, graph.file, str(len(graph.inputs)), str(len(graph.outputs)))
+        table.add_row(*row, "" if graph.variant else size)
+    if manifest.weights:
+        size = f"{manifest.files[manifest.weights].bytes / 1e6:.1f}"
+        table.add_row("weights of all", manifest.weights, "", "", size)
+    return table
+
+
+def _report(loaded: LoadedProgram, ready: float, seconds: Mapping[str, list[float]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("steps")
+    for title in ("count", "first ms", "median ms"):
+        table.add_column(title, justify="right")
+    for how, took in seconds.items():
+        first, median = 1e3 * took[0], 1e3 * float(np.median(took[1:] or took))
+        table.add_row(how, str(len(took)), f"{first:.1f}", f"{median:.1f}")
+    console = terminal()
+    console.print(f"{loaded.manifest.model}, loaded in {ready:.2f} s", highlight=False)
+    console.print(table)
+
+
+def _read(path: str | None) -> Arrays:
+    """Arrays by name from a ``.npz`` file; none without one. Pickled objects are refused."""
+    if path is None:
+        return {}
+    try:
+        with np.load(Path(path), allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise OptionError(f"cannot read the inputs {path!r}: {error}; give a .npz file") from error
+
+
+def _drawn(manifest: Manifest) -> Arrays:
+    """Noise for numbers and zeros for all else, where the sizes are known."""
+    rng = np.random.default_rng(0)
+    drawn: Arrays = {}
+    for value in manifest.inputs:
+        if all(isinstance(size, int) for size in value.shape):
+            noise = rng.standard_normal(value.shape)
+            floating = value.dtype.startswith("float")
+            drawn[value.name] = (noise if floating else noise * 0).astype(value.dtype)
+    return drawn
+
+
+def _timesteps(manifest: Manifest, steps: int) -> list[float]:
+    """Evenly spaced timesteps; empty if no input is one for certain."""
+    if not _clock(manifest):
+        return []
+    return [float(t) for t in np.linspace(1000, 0, steps, endpoint=False).round()]
+
+
+def _at(loaded: LoadedProgram, inputs: Arrays, time_: float) -> Arrays:
+    return {v.name: np.full(inputs[v.name].shape, time_, v.dtype) for v in _clock(loaded.manifest)}
+
+
+def _clock(manifest: Manifest) -> list[Value]:
+    found = [v for v in manifest.inputs if v.binding == "timestep" and v.settled]
+    return found if len(found) == 1 else []
