@@ -11,7 +11,7 @@ from dit_compile.cli import commands
 from dit_compile.errors import DitcError
 
 _TARGET_HELP = (
-    "what to compile: 'digits' (the bundled model), or 'file.py:function' or "
+    "what to compile: 'digits' or 'digits-flow' (bundled models), or 'file.py:function' or "
     "'package.module:function', a function that returns (model, args, kwargs)"
 )
 
@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     opt.add_argument("--json", action="store_true", help="print the run as JSON")
     opt.set_defaults(command=commands.opt)
 
-    demo = subs.add_parser("demo", help="sample the bundled model in four ways and compare")
+    demo = subs.add_parser("demo", help="sample a bundled model in four ways and compare")
+    demo.add_argument("--model", default="digits", help="digits or digits-flow (%(default)s)")
     demo.add_argument("--out", default="demo_out", help="folder for the pictures (%(default)s)")
     demo.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
     demo.add_argument("--images", type=int, default=40, help="images per way (%(default)s)")
