@@ -17,6 +17,8 @@ _LIBRARY.define(  # type: ignore[no-untyped-call]
 )
 
 
+# vmap, by which the rows of all steps are made at once, decomposes it too: said apart, or it warns.
+@torch.library.impl(_LIBRARY, "adaln_norm", "FuncTorchBatchedDecomposition")
 @torch.library.impl(_LIBRARY, "adaln_norm", "CompositeImplicitAutograd")
 def _adaln_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
     """Layer norm without weights over the last axis, then ``* (1 + scale) + shift``.

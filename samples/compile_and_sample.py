@@ -1,6 +1,6 @@
 """Compile a diffusion transformer, state its sampling loop, and reuse work across its steps.
 
-Run it with ``python samples/compile_and_sample.py``. The bundled model stands for yours: nothing
+Run it with ``python samples/compile_and_sample.py``. A bundled model stands for yours: nothing
 below knows more about it than how to call it.
 """
 
@@ -11,7 +11,7 @@ import time
 import torch
 
 import dit_compile as ditc
-from dit_compile.demo import digits
+from dit_compile.demo.models import BUNDLED
 
 NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 3.0
@@ -19,8 +19,9 @@ GUIDANCE_SCALE = 3.0
 
 def main() -> None:
     """Sample the ten digits, exactly and with two steps in three reused."""
-    model = digits.load_model()
-    scheduler = digits.scheduler(NUM_INFERENCE_STEPS)
+    digits = BUNDLED["digits"]
+    model = digits.load()
+    timesteps = digits.timesteps(NUM_INFERENCE_STEPS)
     labels = torch.arange(10)
 
     ways = {
@@ -30,7 +31,7 @@ def main() -> None:
     for name, fast in ways.items():
         for run in ("first", "again"):
             started = time.perf_counter()
-            with ditc.session(fast, timesteps=scheduler.timesteps) as stated:
+            with ditc.session(fast, timesteps=timesteps) as stated:
                 images = digits.sample(
                     fast,
                     labels,

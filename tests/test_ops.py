@@ -77,6 +77,14 @@ def test_opcheck(shape: tuple[int, ...]) -> None:
     torch.library.opcheck(adaln_norm, (randn(2, 3, D).requires_grad_(), scale, shift, 1e-6))
 
 
+def test_vmap_decomposes_it_without_a_complaint(capfd: pytest.CaptureFixture[str]) -> None:
+    x, scale, shift = randn(2, 3, D, seed=0), randn(5, 2, 1, D, seed=1), randn(5, 2, 1, D, seed=2)
+    made = torch.func.vmap(lambda a, b: adaln_norm(x, a, b))(scale, shift)
+    wanted = torch.stack([adaln_norm(x, a, b) for a, b in zip(scale, shift, strict=True)])
+    torch.testing.assert_close(made, wanted)
+    assert "performance drop" not in capfd.readouterr().err  # torch's slow path, one by one
+
+
 def test_exported_it_is_one_operator_and_decomposes_on_request() -> None:
     class Model(torch.nn.Module):
         def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

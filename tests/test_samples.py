@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from dit_compile.demo.models import BUNDLED
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -44,5 +48,21 @@ def test_compile_and_sample() -> None:
     assert "'computed': 8, 'reused': 12" in lines[3]
 
 
-def test_train_digits_explains_itself() -> None:
-    assert "--out" in run(str(SAMPLES / "train_digits.py"), "--help")
+@pytest.mark.parametrize("name", ["train_digits.py", "train_digits_flow.py"])
+def test_training_explains_itself(name: str) -> None:
+    assert "--out" in run(str(SAMPLES / name), "--help")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_digits.py", "train_digits_flow.py"])
+def test_training_goes_all_the_way(name: str, tmp_path: Path) -> None:
+    state, written = tmp_path / "state.safetensors", tmp_path / "written"
+    run(
+        *(str(SAMPLES / name), "--no-compile", "--steps", "2", "--batch-size", "4"),
+        *("--samples", "0", "--out", str(written), "--checkpoint", str(state)),
+    )
+    assert state.exists()
+    bundled = next(model for model in BUNDLED.values() if (written / model.file).exists())
+    trained = dataclasses.replace(bundled, data=written)
+    images = trained.sample(trained.load(), torch.tensor([3]), num_inference_steps=2)
+    assert torch.isfinite(images).all()

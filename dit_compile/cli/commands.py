@@ -47,11 +47,12 @@ def opt(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    """``ditc demo``: sample the bundled model in four ways and compare."""
+    """``ditc demo``: sample a bundled model in four ways and compare."""
     from dit_compile.demo.run import DemoOptions, run_demo
 
     run_demo(
         DemoOptions(
+            model=args.model,
             out=args.out,
             num_inference_steps=args.steps,
             images=args.images,

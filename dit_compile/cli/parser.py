@@ -13,7 +13,7 @@ from dit_compile.errors import DitcError
 from dit_compile.pipeline.registry import formats
 
 _TARGET_HELP = (
-    "what to compile: 'digits' (the bundled model), or 'file.py:function' or "
+    "what to compile: 'digits' or 'digits-flow' (bundled models), or 'file.py:function' or "
     "'package.module:function', a function that returns (model, args, kwargs)"
 )
 
@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(subs.add_parser("export", help="write a model as a bundle that runs without torch"))
     _add_run(subs.add_parser("run", help="run a bundle over a loop of steps"))
 
-    demo = subs.add_parser("demo", help="sample the bundled model in four ways and compare")
+    demo = subs.add_parser("demo", help="sample a bundled model in four ways and compare")
+    demo.add_argument("--model", default="digits", help="digits or digits-flow (%(default)s)")
     demo.add_argument("--out", default="demo_out", help="folder for the pictures (%(default)s)")
     demo.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
     demo.add_argument("--images", type=int, default=40, help="images per way (%(default)s)")

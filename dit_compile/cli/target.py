@@ -1,4 +1,4 @@
-"""What a command works on: the bundled model, or a function of the user's that makes one."""
+"""What a command works on: a bundled model, or a function of the user's that makes one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_compile.demo.bundled import BundledModel
+from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import ModelFileError, suggest
-
-BUNDLED = ("digits",)
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,20 @@ def load_target(text: str) -> Target:
             ``(model, args, kwargs)``.
     """
     if text in BUNDLED:
-        return _digits()
+        return _bundled(BUNDLED[text])
     place, colon, name = text.rpartition(":")
     if not colon:
+        names = ", ".join(map(repr, BUNDLED))
         raise ModelFileError(
-            f"unknown model {text!r}{suggest(text, BUNDLED)}; give 'digits', 'file.py:function' or "
+            f"unknown model {text!r}{suggest(text, BUNDLED)}; give {names}, 'file.py:function' or "
             "'package.module:function', where the function returns (model, args, kwargs)"
         )
     return _checked(text, _function(place, name))
 
 
-def _digits() -> Target:
-    from dit_compile.demo import digits
-
-    labels = torch.tensor([3, digits.NULL_CLASS])
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, *digits.IMAGE_SHAPE, generator=generator)
-    kwargs = {
-        "timestep": torch.tensor([500, 500]),
-        "class_labels": labels,
-        "return_dict": False,
-    }
-    return Target(digits.load_model(), (latents,), kwargs)
+def _bundled(bundled: BundledModel) -> Target:
+    call = bundled.example(torch.tensor([3]))
+    return Target(bundled.load(), call.args, call.kwargs)
 
 
 def _function(place: str, name: str) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""``ditc demo``: sample the bundled model in four ways, and compare time, work and pictures."""
+"""``ditc demo``: sample a bundled model in four ways, and compare time, work and pictures."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from dit_compile.demo import digits
+from dit_compile.demo.bundled import BundledModel
+from dit_compile.demo.models import BUNDLED
 from dit_compile.demo.sheet import save_sheet
-from dit_compile.errors import OptionError
+from dit_compile.errors import OptionError, find_named
 from dit_compile.explanation import Explanation, explain
 from dit_compile.ir.program import MAIN
 from dit_compile.quality.compilations import Compilations
@@ -30,6 +32,7 @@ class DemoOptions:
     """What the demo does.
 
     Attributes:
+        model: name of the bundled model.
         out: folder that the pictures are written to.
         num_inference_steps: denoising steps of a generation.
         images: images of a generation; classes take turns.
@@ -39,6 +42,7 @@ class DemoOptions:
         repeats: generations of each way, with different seeds; the ways take turns.
     """
 
+    model: str = "digits"
     out: str = "demo_out"
     num_inference_steps: int = 50
     images: int = 40
@@ -70,26 +74,28 @@ def run_demo(options: DemoOptions) -> list[Way]:
         The measured ways, in the order of the table.
 
     Raises:
-        OptionError: a number is out of range.
+        OptionError: the model is unknown, or a number is out of range.
         MissingDependencyError: diffusers, scikit-learn or pillow is missing.
     """
     if options.images < 10 or options.num_inference_steps < 2:
         raise OptionError("the demo needs at least 10 images (one of each digit) and 2 steps")
+    bundled = find_named("model", options.model, BUNDLED)
     console = terminal()
     labels = torch.arange(options.images) % digits.NUM_CLASSES
-    ways = _ways(options)
+    ways = _ways(options, bundled)
     with Progress(console=terminal(stderr=True)) as progress:
         steps = options.repeats * options.num_inference_steps
         bars = [progress.add_task(way.name, total=steps + 1) for way in ways]
         for way, bar in zip(ways, bars, strict=True):
-            _warm_up(way, labels)
+            _warm_up(way, bundled, labels)
             progress.advance(bar)
         for repeat in range(options.repeats):
             for way, bar in zip(ways, bars, strict=True):
-                _generate(way, labels, options, repeat, partial(progress.advance, bar))
-    found = _explanation(options, labels)
+                advance = partial(progress.advance, bar)
+                _generate(way, bundled, labels, options, repeat, advance)
+    found = _explanation(bundled, labels, options)
     console.print(_table(ways, labels.repeat(options.repeats), options, found))
-    sheet = Path(options.out) / "digits.png"
+    sheet = Path(options.out) / f"{bundled.name}.png"
     save_sheet(sheet, [(way.name, way.images[0][: digits.NUM_CLASSES]) for way in ways])
     console.print(f"pictures: {sheet}", highlight=False)
     found.print(console)
@@ -100,40 +106,42 @@ def _pipeline(options: DemoOptions) -> str:
     return f"exact,insert-block-cache{{method=interval,interval={options.interval}}}"
 
 
-def _ways(options: DemoOptions) -> list[Way]:
+def _ways(options: DemoOptions, bundled: BundledModel) -> list[Way]:
     """Four ways, each with its own copy of the model so that nothing is shared."""
 
     def compiled(**how: Any) -> Any:
-        return torch.compile(digits.load_model(), fullgraph=True, dynamic=False, **how)
+        return torch.compile(bundled.load(), fullgraph=True, dynamic=False, **how)
 
     cached = {"passes": _pipeline(options), "strict": True}
     return [
-        Way("eager", digits.load_model()),
+        Way("eager", bundled.load()),
         Way("torch.compile", compiled()),
         Way("ditc exact", compiled(backend="ditc", options={"strict": True}), True),
         Way(f"ditc interval {options.interval}", compiled(backend="ditc", options=cached), True),
     ]
 
 
-def _warm_up(way: Way, labels: torch.Tensor) -> None:
+def _warm_up(way: Way, bundled: BundledModel, labels: torch.Tensor) -> None:
     """The first call, in which compilation happens."""
-    doubled = 2 * labels.numel()
-    latents = torch.zeros(doubled, *digits.IMAGE_SHAPE)
-    classes = torch.zeros(doubled, dtype=torch.int64)
-    timestep = torch.full((doubled,), digits.TRAIN_TIMESTEPS - 1)
+    call = bundled.example(labels)
     started = time.perf_counter()
     with way.compilations, torch.no_grad(), session():
-        way.model(latents, timestep=timestep, class_labels=classes, return_dict=False)
+        way.model(*call.args, **call.kwargs)
     way.first_call = time.perf_counter() - started
 
 
 def _generate(
-    way: Way, labels: torch.Tensor, options: DemoOptions, repeat: int, advance: Callable[[], None]
+    way: Way,
+    bundled: BundledModel,
+    labels: torch.Tensor,
+    options: DemoOptions,
+    repeat: int,
+    advance: Callable[[], None],
 ) -> None:
-    stated = session(timesteps=digits.scheduler(options.num_inference_steps).timesteps)
+    stated = session(timesteps=bundled.timesteps(options.num_inference_steps))
     started = time.perf_counter()
     with way.late, stated:
-        images = digits.sample(
+        images = bundled.sample(
             way.model,
             labels,
             num_inference_steps=options.num_inference_steps,
@@ -146,16 +154,9 @@ def _generate(
     way.images.append(images)
 
 
-def _explanation(options: DemoOptions, labels: torch.Tensor) -> Explanation:
-    model = digits.load_model()
-    doubled = 2 * labels.numel()
-    kwargs = {
-        "timestep": torch.full((doubled,), 500),
-        "class_labels": torch.cat([labels, torch.full_like(labels, digits.NULL_CLASS)]),
-        "return_dict": False,
-    }
-    latents = torch.randn(doubled, *digits.IMAGE_SHAPE, generator=torch.Generator().manual_seed(0))
-    return explain(model, (latents,), kwargs, passes=_pipeline(options))
+def _explanation(bundled: BundledModel, labels: torch.Tensor, options: DemoOptions) -> Explanation:
+    call = bundled.example(labels)
+    return explain(bundled.load(), call.args, call.kwargs, passes=_pipeline(options))
 
 
 def _table(

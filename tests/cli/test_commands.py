@@ -185,6 +185,7 @@ class TestErrors:
             (("explain", "{}:mak"), "{} has no function 'mak'; did you mean 'make'?"),
             (("explain", "nowhere.py:make"), "model file 'nowhere.py' does not exist"),
             (("explain", "digit"), "unknown model 'digit'; did you mean 'digits'?"),
+            (("demo", "--model", "digit"), "unknown model 'digit'; did you mean 'digits'?"),
             (("explain", "{}:failing"), "{}:failing failed: ValueError: no such checkpoint"),
             (("explain", "{}:untraceable"), "torch.export cannot trace Branch: "),
             (("explain", "{}:make", "--passes", "fuse-qvk"), "unknown pass 'fuse-qvk'; did you"),

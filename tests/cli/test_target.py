@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dit_compile.cli.target import load_target
+from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import ModelFileError
 from tests.ir.models import Transformer
 
@@ -17,6 +18,15 @@ def test_a_function_of_a_file(model_file: str, capsys: pytest.CaptureFixture[str
     assert isinstance(target.model, Transformer)
     assert [tuple(arg.shape) for arg in target.args] == [(2, 4, 8)]
     assert set(target.kwargs) == {"c"}
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_model(name: str) -> None:
+    pytest.importorskip("diffusers")
+    target = load_target(name)
+    assert type(target.model).__name__ == BUNDLED[name].transformer
+    with torch.no_grad():
+        assert target.model(*target.args, **target.kwargs)[0].shape[0] == 2  # guidance's halves
 
 
 def test_a_function_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +54,9 @@ def test_a_file_does_not_shadow_a_module(
     [
         (
             "digit",
-            "unknown model 'digit'; did you mean 'digits'?; give 'digits', 'file.py:function' or "
-            "'package.module:function', where the function returns (model, args, kwargs)",
+            "unknown model 'digit'; did you mean 'digits'?; give 'digits', 'digits-flow', "
+            "'file.py:function' or 'package.module:function', where the function returns "
+            "(model, args, kwargs)",
         ),
         ("nowhere.py:make", "model file 'nowhere.py' does not exist"),
         (
