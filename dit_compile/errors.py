@@ -69,6 +69,10 @@ class ModelFileError(DitcError):
     """A model file or model reference cannot be read."""
 
 
+class ReportError(DitcError):
+    """A report cannot be read or written."""
+
+
 class DitcWarning(UserWarning):
     """Something was left out or done the slow way; the result is still right."""
 
