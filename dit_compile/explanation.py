@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from dit_compile.report.codec import to_json
 from dit_compile.report.diff import pass_diff
 from dit_compile.report.markdown import markdown
 from dit_compile.report.model import Report
+from dit_compile.report.page import write_page
 from dit_compile.report.record import Recorder
 from dit_compile.report.table import print_report, terminal
 from dit_compile.versions import check_torch
@@ -62,6 +64,14 @@ class Explanation:
     def json(self) -> str:
         """The report as JSON; ``dit_compile.report.codec.load`` reads it."""
         return to_json(self.report)
+
+    def html(self, path: str | Path) -> None:
+        """Write the report as one page for a browser.
+
+        Raises:
+            ReportError: the file cannot be written.
+        """
+        write_page(self.report, path)
 
     def markdown(self) -> str:
         """The report for a comment on a pull request."""

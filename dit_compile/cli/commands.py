@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 
 def explain(args: argparse.Namespace) -> None:
-    """``ditc explain``: the pass table, and on request analysis, diffs, JSON or Markdown."""
+    """``ditc explain``: the pass table, and on request analysis, diffs, JSON, Markdown or HTML."""
     report = _report(args.target) if is_report(args.target) else _explained(args).report
+    if args.html:
+        from dit_compile.report.page import write_page
+
+        write_page(report, args.html)
     if args.json:
         from dit_compile.report.codec import to_json
 

@@ -77,7 +77,7 @@ def unpacked(node: fx.Node) -> list[fx.Node | None] | None:
 def node_text(node: fx.Node, program: Program | None = None) -> str:
     """One node as ``%y = aten.linear(%x, @w, @b) : bf16[2,256,1152]``."""
     left = f"%{node.name}"
-    value = node.meta.get("val")
+    value: Any = node.meta.get("val")
     kind = describe(value)
     picked = unpacked(node)
     if picked is not None:

@@ -12,6 +12,7 @@ import torch
 import dit_compile
 from dit_compile.analysis.step_cost import DEFAULT_STEPS
 from dit_compile.ir.program import InputKind, Program, placeholders
+from dit_compile.pipeline.base import Pass
 from dit_compile.pipeline.instruments import NumericCheck, StructuralCheck
 from dit_compile.pipeline.pipeline import PassRecord, PipelineRun
 from dit_compile.report import model
@@ -120,8 +121,8 @@ def _entry(position: int, record: PassRecord, recorder: Recorder) -> PassEntry:
         name=item.name,
         text=str(item),
         kind=item.kind.value,
-        summary=(item.__doc__ or "").strip().splitlines()[0],
-        options={key.replace("_", "-"): _plain(value) for key, value in vars(item).items()},
+        summary=(item.__doc__ or "").strip().splitlines()[0].replace("``", "`"),
+        options=_options(item),
         changed=record.changed,
         stage=recorder.stage_of[position] if reached else len(recorder.stages) - 1,
         nodes_before=record.nodes_before,
@@ -140,6 +141,14 @@ def _entry(position: int, record: PassRecord, recorder: Recorder) -> PassEntry:
         misses=[model.Miss(**vars(miss)) for miss in record.misses],
         moves=recorder.moves[position] if reached else [],
     )
+
+
+def _options(item: Pass) -> dict[str, Any]:
+    """All options of a pass by name; those of a policy that it holds stand beside its own."""
+    values: dict[str, Any] = dict(item.to_options())
+    for key, value in vars(item).items():
+        values.update(vars(value) if dataclasses.is_dataclass(value) else {key: value})
+    return {key.replace("_", "-"): _plain(value) for key, value in values.items()}
 
 
 def _number(value: object) -> float:

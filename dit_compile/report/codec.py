@@ -26,7 +26,7 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {
             name: to_plain(item)
-            for name, default in _defaults(type(value))
+            for name, default in _defaults(value.__class__)
             if (item := getattr(value, name)) != default or default is dataclasses.MISSING
         }
     if isinstance(value, Mapping):
@@ -64,7 +64,8 @@ def from_json(text: str, *, what: str = "the report") -> Report:
             f"{what} has version {data['version']}, this ditc reads version {VERSION}; make it "
             "again with `ditc explain --json`"
         )
-    return _read(Report, data, what)
+    report: Report = _read(Report, data, what)
+    return report
 
 
 def load(path: str | Path) -> Report:

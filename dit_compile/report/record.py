@@ -137,7 +137,7 @@ class Recorder:
     def _form(self, node: fx.Node, program: Program, picked: list[fx.Node | None] | None) -> Node:
         origin = origin_of(node)
         number, copy_of = self._known[node], self._known.copy_of(node)
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
         if node.op == "placeholder":
             spec = program.inputs.get(str(node.target))
             role = _role(program, node)
