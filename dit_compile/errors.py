@@ -77,6 +77,10 @@ class BundleError(DitcError):
     """A bundle cannot be written, or cannot be trusted to be what was exported."""
 
 
+class ReportError(DitcError):
+    """A report cannot be read or written."""
+
+
 class DitcWarning(UserWarning):
     """Something was left out or done the slow way; the result is still right."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,57 +15,43 @@ from torch.utils import _pytree as pytree
 
 from dit_compile.analysis.binding import node_bindings, settle
 from dit_compile.analysis.blocks import describe_stacks, find_structure
-from dit_compile.analysis.step_cost import StepCost
 from dit_compile.analysis.tokens import describe_tokens, find_tokens
 from dit_compile.capture.export import capture_module
-from dit_compile.errors import AnalysisError, OptionError, suggest
+from dit_compile.errors import AnalysisError
 from dit_compile.ir.fake import is_operator
-from dit_compile.ir.fingerprint import fingerprint
 from dit_compile.ir.program import Binding, InputKind, Program
-from dit_compile.pipeline.instruments import (
-    CostMeter,
-    NumericCheck,
-    Snapshots,
-    StructuralCheck,
-)
-from dit_compile.pipeline.pipeline import Instrument, PassRecord, Pipeline, PipelineRun
-from dit_compile.report.diff import diff_lines
-from dit_compile.report.table import header, pass_table, terminal
+from dit_compile.pipeline.instruments import NumericCheck, StructuralCheck
+from dit_compile.pipeline.pipeline import Instrument, Pipeline
+from dit_compile.report.build import build_report
+from dit_compile.report.codec import to_json
+from dit_compile.report.diff import pass_diff
+from dit_compile.report.markdown import markdown
+from dit_compile.report.model import Report
+from dit_compile.report.page import write_page
+from dit_compile.report.record import Recorder
+from dit_compile.report.table import print_report, terminal
 from dit_compile.versions import check_torch
 
 
 @dataclass
 class Explanation:
-    """What a pipeline did to a model.
+    """What a pipeline did to a model: the report, and the Program that came out.
 
     Attributes:
-        name: the model's class.
+        report: everything that is shown, as plain data.
         program: the final Program.
-        run: a record for each pass.
-        costs: cost of a step at each stage, the captured one first.
-        texts: text of the Program at each stage, the captured one first.
-        analysis: what was found in the captured model, as plain data.
-        capture_seconds: time to trace the model.
-        verify_seconds: time in the structural verifier.
+        captured: the Program before any pass.
+        pipeline: the passes.
     """
 
-    name: str
+    report: Report
     program: Program
-    run: PipelineRun
-    costs: list[StepCost]
-    texts: list[str]
-    analysis: dict[str, Any]
-    capture_seconds: float
-    verify_seconds: float
-    torch_version: str = field(default_factory=lambda: torch.__version__.split("+")[0])
+    captured: Program
+    pipeline: Pipeline
 
     def print(self, console: Console | None = None, *, diffs: bool = False) -> None:
         """Write the table, and with ``diffs`` each pass's diff, to the terminal."""
-        console = console or terminal()
-        console.print(header(self), highlight=False, markup=False)
-        console.print(pass_table(self))
-        if diffs:
-            console.print(self.diff(), highlight=False, markup=False, soft_wrap=True)
+        print_report(self.report, console or terminal(), diffs=diffs)
 
     def diff(self, name: str | None = None) -> str:
         """The diff of the pass ``name``, or of all passes.
@@ -72,32 +59,23 @@ class Explanation:
         Raises:
             OptionError: no such pass has run.
         """
-        names = [record.item.name for record in self.run.records]
-        if name is not None and name not in names:
-            raise OptionError(
-                f"no pass {name!r} has run{suggest(name, names)}; these have: {', '.join(names)}"
-            )
-        lines = []
-        for position, record in enumerate(self.run.records):
-            if name in (None, record.item.name):
-                lines += diff_lines(position, record)
-        return "\n".join(lines) or "(no change)"
+        return pass_diff(self.report, name)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, ready for JSON."""
-        return {
-            "version": 1,
-            "model": self.name,
-            "torch": self.torch_version,
-            "pipeline": str(self.run.pipeline),
-            "fingerprint": fingerprint(self.program),
-            "capture_seconds": self.capture_seconds,
-            "pipeline_seconds": self.run.seconds,
-            "verify_seconds": self.verify_seconds,
-            "costs": [_cost_data(cost) for cost in self.costs],
-            "passes": [_record_data(record) for record in self.run.records],
-            "analysis": self.analysis,
-        }
+    def json(self) -> str:
+        """The report as JSON; ``dit_compile.report.codec.load`` reads it."""
+        return to_json(self.report)
+
+    def html(self, path: str | Path) -> None:
+        """Write the report as one page for a browser.
+
+        Raises:
+            ReportError: the file cannot be written.
+        """
+        write_page(self.report, path)
+
+    def markdown(self) -> str:
+        """The report for a comment on a pull request."""
+        return markdown(self.report)
 
 
 def explain(
@@ -109,6 +87,7 @@ def explain(
     bindings: Mapping[str, str] | None = None,
     numerics: bool = True,
     dynamic_shapes: Any = None,
+    command: str = "",
 ) -> Explanation:
     """Run a pipeline on ``model`` and keep what each pass did.
 
@@ -120,6 +99,7 @@ def explain(
         bindings: binding time by argument name, where structure cannot tell.
         numerics: check each exact pass against float64 on the example arguments.
         dynamic_shapes: as for ``torch.export.export``.
+        command: what the report says how it was made.
 
     Raises:
         PipelineError: bad pipeline text.
@@ -134,21 +114,24 @@ def explain(
     capture_seconds = time.perf_counter() - started
     settle(program, bindings)
     analysis = analyse(program)
-    check, meter, snapshots = StructuralCheck(), CostMeter(), Snapshots()
-    instruments: list[Instrument] = [check, meter, snapshots]
-    if numerics:
-        instruments.append(NumericCheck(example_inputs(program, args, kwargs)))
+    captured = program.copy()
+    verifier, recorder = StructuralCheck(), Recorder()
+    instruments: list[Instrument] = [verifier, recorder]
+    numbers = NumericCheck(example_inputs(program, args, kwargs)) if numerics else None
+    instruments += [numbers] if numbers else []
     run = pipeline.run(program, instruments=instruments)
-    return Explanation(
+    report = build_report(
         type(model).__name__,
         program,
         run,
-        meter.costs,
-        snapshots.texts,
-        analysis,
-        capture_seconds,
-        check.seconds,
+        recorder,
+        verifier=verifier,
+        numerics=numbers,
+        analysis=analysis,
+        capture_seconds=capture_seconds,
+        command=command,
     )
+    return Explanation(report, program, captured, pipeline)
 
 
 def example_inputs(
@@ -182,42 +165,4 @@ def analyse(program: Program) -> dict[str, Any]:
         "stacks": describe_stacks(structure.stacks),
         "structure_misses": list(structure.misses),
         "tokens": tokens,
-    }
-
-
-def _cost_data(cost: StepCost) -> dict[str, Any]:
-    return {
-        "flops": cost.flops,
-        "bytes_moved": cost.bytes_moved,
-        "computed": cost.computed,
-        "steps": cost.steps,
-        "graphs": {
-            name: {
-                "flops": value.flops,
-                "bytes_moved": value.bytes_moved,
-                "parameter_bytes": value.parameter_bytes,
-            }
-            for name, value in cost.graphs.items()
-        },
-    }
-
-
-def _record_data(record: PassRecord) -> dict[str, Any]:
-    return {
-        "pass": str(record.item),
-        "kind": record.item.kind.value,
-        "changed": record.changed,
-        "nodes_before": record.nodes_before,
-        "nodes_after": record.nodes_after,
-        "seconds": record.seconds,
-        "verify_seconds": record.details.get("verify_seconds", 0.0),
-        "error_growth": record.details.get("error_growth"),
-        "notes": record.notes,
-        "skipped": record.skipped,
-        "failure": record.failure,
-        "rewrites": [
-            {"graph": r.graph, "path": r.path, "removed": r.removed, "added": r.added}
-            for r in record.rewrites
-        ],
-        "misses": [vars(miss) for miss in record.misses],
     }

@@ -19,13 +19,23 @@ from dit_compile.analysis.binding import settle
 from dit_compile.backends.base import Backend
 from dit_compile.calibration.plan import Plan
 from dit_compile.capture.dynamo import capture_dynamo
-from dit_compile.errors import BindingError, DitcWarning, OptionError, PlanError, suggest
+from dit_compile.errors import (
+    BindingError,
+    DitcWarning,
+    OptionError,
+    PlanError,
+    ReportError,
+    suggest,
+)
 from dit_compile.ir.fake import tensor_of
 from dit_compile.ir.program import InputKind, Program, placeholders
 from dit_compile.pipeline.instruments import StructuralCheck
-from dit_compile.pipeline.pipeline import Pipeline, PipelineRun
+from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
 from dit_compile.pipeline.presets import preset
 from dit_compile.pipeline.registry import find_backend
+from dit_compile.report.build import build_report
+from dit_compile.report.record import Recorder
+from dit_compile.report.write import check_target, write_numbered
 from dit_compile.runtime.compiled import CompiledProgram
 from dit_compile.versions import check_torch
 
@@ -42,6 +52,8 @@ class Options:
         bindings: binding time by argument name, where structure cannot tell.
         strict: raise on any failure inside ditc, instead of falling back with a warning.
         verify: check the structure of the graph after every pass.
+        report: a file to write the report to, ``.html`` or ``.json``. Where a model becomes several
+            graphs, or is compiled again, each later one gets a number in its name.
     """
 
     preset: str = "exact"
@@ -51,6 +63,7 @@ class Options:
     bindings: Mapping[str, str] = field(default_factory=dict)
     strict: bool = field(default_factory=config.strict_by_default)
     verify: bool = True
+    report: str | None = None
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
@@ -78,6 +91,8 @@ class Options:
         if parsed.plan is not None and not isinstance(parsed.plan, Plan):
             parsed = dataclasses.replace(parsed, plan=Plan.load(parsed.plan))
         parsed.pipeline()
+        if parsed.report is not None:
+            check_target(parsed.report)
         find_backend(parsed.target)
         return parsed
 
@@ -97,6 +112,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bindings": (dict, Mapping),
     "strict": (bool,),
     "verify": (bool,),
+    "report": (str, type(None)),
 }
 
 
@@ -201,8 +217,17 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
 
 def run_passes(program: Program, pipeline: Pipeline, options: Options) -> PipelineRun:
     """Run the pipeline as torch.compile does: verified, failing passes undone unless strict."""
-    instruments = [StructuralCheck()] if options.verify else []
-    return pipeline.run(program, instruments=instruments, undo_failures=not options.strict)
+    verifier = StructuralCheck() if options.verify else None
+    recorder = Recorder() if options.report else None
+    instruments: list[Instrument] = [item for item in (verifier, recorder) if item is not None]
+    run = pipeline.run(program, instruments=instruments, undo_failures=not options.strict)
+    if recorder is not None and options.report:
+        report = build_report("torch.compile", program, run, recorder, verifier=verifier)
+        try:
+            write_numbered(report, options.report)
+        except ReportError as error:  # a full disk is no reason to compile another way
+            _warn(str(error))
+    return run
 
 
 def _warn(message: str) -> None:

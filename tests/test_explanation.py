@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 
 import pytest
 import torch
@@ -12,8 +11,11 @@ from torch import Tensor, nn
 
 from dit_compile.errors import BindingError, CaptureError, OptionError, PipelineError
 from dit_compile.explanation import Explanation, example_inputs, explain
-from dit_compile.ir.printer import print_program
+from dit_compile.ir.fingerprint import fingerprint
 from dit_compile.ir.program import Binding
+from dit_compile.report.codec import from_json
+from dit_compile.report.markdown import markdown
+from dit_compile.report.text import stage_text
 from tests.ir.models import Function, Transformer, noise, seeded
 
 X, C = noise(2, 4, 8), noise(2, 8)
@@ -25,30 +27,36 @@ def explanation() -> Explanation:
 
 
 def test_every_stage_is_kept(explanation: Explanation) -> None:
-    stages = len(explanation.run.records) + 1
-    assert len(explanation.texts) == len(explanation.costs) == stages
-    assert explanation.texts[-1] == print_program(explanation.program)
-    assert "aten.layer_norm" in explanation.texts[0]
-    assert explanation.costs[0].bytes_moved > explanation.costs[-1].bytes_moved
+    report = explanation.report
+    assert [entry.changed for entry in report.passes].count(True) == len(report.stages) - 1
+    assert "aten.layer_norm" in stage_text(report, report.stages[0])
+    assert "aten.layer_norm" not in stage_text(report, report.stages[-1])
+    assert report.stages[0].cost.bytes_moved > report.stages[-1].cost.bytes_moved
+    assert report.stages[-1].fingerprint == fingerprint(explanation.program)
+    assert report.stages[0].fingerprint == fingerprint(explanation.captured)
 
 
 def test_numbers_and_structure_are_checked(explanation: Explanation) -> None:
-    for record in explanation.run.records:
-        assert ("error_growth" in record.details) is record.changed
-        assert ("verify_seconds" in record.details) is record.changed
-    assert 0 < explanation.verify_seconds < explanation.run.seconds
-    assert explanation.capture_seconds > 0
+    report = explanation.report
+    for entry in report.passes:
+        assert (entry.error_growth is not None) is entry.changed
+        assert (entry.verify_seconds > 0) is entry.changed
+        assert (entry.numerics_seconds > 0) is entry.changed
+    assert all(stage.errors and stage.errors["full"] for stage in report.stages)
+    seconds = report.seconds
+    assert 0 < seconds.verify + seconds.numerics + seconds.report < seconds.pipeline
+    assert seconds.capture > 0
 
 
 def test_what_was_found(explanation: Explanation) -> None:
-    found = explanation.analysis
+    found = explanation.report.analysis
     assert found["inputs"] == [
         {"name": "x", "binding": "latent", "settled": True},
         {"name": "c", "binding": "timestep", "settled": True},
     ]
     counts = found["nodes_by_binding"]
     assert list(counts) == ["weight", "invariant", "timestep", "latent"]
-    assert sum(counts.values()) == explanation.run.records[0].nodes_before
+    assert sum(counts.values()) == explanation.report.passes[0].nodes_before
     assert counts["timestep"] == 3 * 4  # a linear, unsqueeze, split and 1 + scale
     assert explanation.program.inputs["c"].binding is Binding.TIMESTEP
 
@@ -72,20 +80,21 @@ def test_diff(explanation: Explanation) -> None:
         explanation.diff("fuse-adln")
 
 
-def test_plain_data(explanation: Explanation) -> None:
-    data = explanation.to_dict()
-    assert json.loads(json.dumps(data, allow_nan=False)) == data
-    assert data["pipeline"] == str(explanation.run.pipeline)
-    changed = [item["pass"] for item in data["passes"] if item["changed"]]
+def test_the_report_is_read_back(explanation: Explanation) -> None:
+    report = from_json(explanation.json())
+    assert report == explanation.report
+    assert report.pipeline == str(explanation.pipeline)
+    changed = [entry.name for entry in report.passes if entry.changed]
     assert changed == ["fuse-qkv", "fuse-adaln", "hoist-timestep"]
+    assert explanation.markdown() == markdown(report)
 
 
 def test_no_passes() -> None:
     found = explain(seeded(Transformer), (X, C), passes="")
-    assert found.run.records == []
-    assert len(found.texts) == 1
+    assert found.report.passes == []
+    assert len(found.report.stages) == 1
     assert found.diff() == "(no change)"
-    assert json.dumps(found.to_dict())
+    assert from_json(found.json()) == found.report
     out = io.StringIO()
     found.print(Console(file=out, width=160))
     assert "nodes" in out.getvalue()
@@ -98,19 +107,22 @@ def test_without_numerics_the_model_is_not_run() -> None:
 
     model = Counting().train()
     found = explain(model, (X,), numerics=False)
-    assert "error_growth" not in found.run.records[0].details
+    assert found.report.passes[0].error_growth is None
+    assert found.report.stages[0].errors is None
     with pytest.raises(OptionError, match=r"call model\.eval\(\)"):
         explain(model, (X,))
-    assert found.run.records[0].changed
+    assert found.report.passes[0].changed
 
 
 def test_dynamic_shapes() -> None:
     tokens = torch.export.Dim("tokens", min=2, max=64)
     found = explain(seeded(Transformer), (X, C), dynamic_shapes=({1: tokens}, None))
-    symbol = found.texts[0].split("%x: f32[2,")[1].split(",")[0]
+    texts = [stage_text(found.report, stage) for stage in found.report.stages]
+    symbol = texts[0].split("%x: f32[2,")[1].split(",")[0]
     assert not symbol.isdigit()
-    assert all(f"f32[2,{symbol},8]" in text for text in found.texts)
-    assert json.dumps(found.to_dict())
+    assert all(f"f32[2,{symbol},8]" in text for text in texts)
+    assert from_json(found.json()) == found.report
+    assert found.report.stages[0].cost.flops > 0
 
 
 def test_nested_arguments_go_by_the_order_of_flattening() -> None:

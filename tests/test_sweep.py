@@ -90,7 +90,7 @@ def test_half_precision_obeys_the_exact_rule(name: str) -> None:
     inputs = case.inputs(0, torch.Generator().manual_seed(0))
     inputs = {name: _halved(model, name, value) for name, value in inputs.items()}
     found = ditc.explain(model, kwargs=inputs)
-    assert [record.item.name for record in found.run.records] == PRESETS["exact"].split(",")
+    assert [entry.name for entry in found.report.passes] == PRESETS["exact"].split(",")
 
 
 def _halved(model: nn.Module, name: str, value: Any) -> Any:

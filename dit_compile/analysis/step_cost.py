@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dit_compile.analysis.cost import CostValue, graph_cost, symbol_hints
 from dit_compile.ir.program import Program
+from dit_compile.ir.schedule import Schedule
 
 #: Steps that the average is taken over when nobody has said how many a generation has.
 DEFAULT_STEPS = 50
@@ -32,19 +33,24 @@ class StepCost:
 
 
 def step_cost(program: Program, steps: int | None = None) -> StepCost:
-    """The cost of a step of ``program`` in a generation of ``steps`` steps.
+    """The cost of a step of ``program``; see :func:`average`.
 
-    By default these are as many as its policy was calibrated for, or ``DEFAULT_STEPS``. Symbolic
-    sizes count as the sizes that the program was captured with.
+    Symbolic sizes count as the sizes that the program was captured with.
     """
-    schedule = program.schedule
-    calibrated = schedule.policy.steps if schedule.policy else None
-    steps = steps or calibrated or DEFAULT_STEPS
     graphs = {}
-    for name in schedule.graphs():
+    for name in program.schedule.graphs():
         graph = program.graphs[name].graph
         cost = graph_cost(graph, program.weight_nodes(graph)).total
         graphs[name] = cost.evaluate(symbol_hints(graph))
+    return average(program.schedule, graphs, steps)
+
+
+def average(schedule: Schedule, graphs: dict[str, CostValue], steps: int | None = None) -> StepCost:
+    """The cost of a step in a generation of ``steps`` steps, from what one run of each graph costs.
+
+    By default these are as many as its policy was calibrated for, or ``DEFAULT_STEPS``.
+    """
+    steps = steps or planned_steps(schedule)
     rows = schedule.mask(steps)
     chosen = [schedule.choose(row)[1] for row in rows] if rows else [schedule.full] * steps
     always = [name for name in (schedule.probe, schedule.judge) if name]
@@ -55,3 +61,9 @@ def step_cost(program: Program, steps: int | None = None) -> StepCost:
         sum(name == schedule.full for name in chosen) if rows else None,
         steps,
     )
+
+
+def planned_steps(schedule: Schedule) -> int:
+    """Steps of a generation when nobody has said how many it has."""
+    calibrated = schedule.policy.steps if schedule.policy else None
+    return calibrated or DEFAULT_STEPS

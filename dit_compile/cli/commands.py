@@ -4,46 +4,73 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from dit_compile.errors import OptionError
-from dit_compile.report.table import terminal
+from dit_compile.ir.printer import print_program
+from dit_compile.report.table import print_report, terminal
 
 if TYPE_CHECKING:
     from dit_compile.explanation import Explanation
+    from dit_compile.report.model import Report
 
 
 def explain(args: argparse.Namespace) -> None:
-    """``ditc explain``: the pass table, and on request analysis, diffs or JSON."""
-    found = _explained(args)
+    """``ditc explain``: the pass table, and on request analysis, diffs, JSON, Markdown or HTML."""
+    report = _report(args.target) if is_report(args.target) else _explained(args).report
+    if args.html:
+        from dit_compile.report.page import write_page
+
+        write_page(report, args.html)
     if args.json:
-        sys.stdout.write(json.dumps(found.to_dict(), indent=2) + "\n")
+        from dit_compile.report.codec import to_json
+
+        sys.stdout.write(to_json(report) + "\n")
+        return
+    if args.markdown:
+        from dit_compile.report.markdown import markdown
+
+        sys.stdout.write(markdown(report))
         return
     if args.analysis:
         from dit_compile.report.analysis import print_analysis
 
-        print_analysis(found.analysis, terminal())
-    found.print(terminal(), diffs=args.diff)
+        print_analysis(report.analysis, terminal())
+    print_report(report, terminal(), diffs=args.diff)
 
 
 def diff(args: argparse.Namespace) -> None:
-    """``ditc diff``: one pass's graph diff."""
-    sys.stdout.write(_explained(args).diff(args.only) + "\n")
+    """``ditc diff``: what one pass did, or how the outcomes of two runs differ."""
+    from dit_compile.report.compare import run_diff
+    from dit_compile.report.diff import pass_diff
+
+    if args.other is not None:
+        if args.only is not None:
+            raise OptionError("--pass is of one run; give one report, or leave it out")
+        text = run_diff(_report(args.target), _report(args.other))
+    elif is_report(args.target):
+        text = pass_diff(_report(args.target), args.only)
+    else:
+        text = _explained(args).diff(args.only)
+    sys.stdout.write(text + "\n")
 
 
 def opt(args: argparse.Namespace) -> None:
     """``ditc opt``: the IR after the passes on stdout, the table on stderr."""
     found = _explained(args)
     if args.json:
-        sys.stdout.write(json.dumps(found.to_dict(), indent=2) + "\n")
+        sys.stdout.write(found.json() + "\n")
         return
     found.print(terminal(stderr=True))
-    sys.stdout.write((found.diff() if args.diff else found.texts[-1]) + "\n")
+    sys.stdout.write((found.diff() if args.diff else print_program(found.program)) + "\n")
+
+
+def is_report(text: str) -> bool:
+    """Whether a target on the command line is a report that was written before."""
+    return text.endswith(".json")
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -79,7 +106,7 @@ def bench_exact(args: argparse.Namespace) -> None:
             blocks=args.blocks,
             compile_times=not args.no_compile_times,
             out=args.out,
-            command=shlex.join(["ditc", *sys.argv[1:]]),
+            command=args.command_line,
         )
     )
 
@@ -120,6 +147,12 @@ def list_passes(args: argparse.Namespace) -> None:
     console.print(f"targets: {', '.join(backends())}")
 
 
+def _report(path: str) -> Report:
+    from dit_compile.report.codec import load
+
+    return load(path)
+
+
 def _explained(args: argparse.Namespace) -> Explanation:
     from dit_compile.cli.target import load_target
     from dit_compile.explanation import explain as run
@@ -133,6 +166,7 @@ def _explained(args: argparse.Namespace) -> Explanation:
             passes=args.passes,
             bindings=parse_bindings(args.bind),
             numerics=not args.no_numerics,
+            command=args.command_line,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,8 @@ from dit_compile.pipeline.registry import formats
 
 _TARGET_HELP = (
     "what to compile: 'digits' or 'digits-flow' (bundled models), or 'file.py:function' or "
-    "'package.module:function', a function that returns (model, args, kwargs)"
+    "'package.module:function', a function that returns (model, args, kwargs); explain and diff "
+    "also take a report, 'run.json'"
 )
 
 
@@ -26,6 +28,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         ``argparse`` does.
     """
     args = _parser().parse_args(argv)
+    args.command_line = shlex.join(["ditc", *(sys.argv[1:] if argv is None else argv)])
     try:
         args.command(args)
         sys.stdout.flush()
@@ -49,11 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_target(explain, default="exact")
     explain.add_argument("--analysis", action="store_true", help="also print what was found in it")
     explain.add_argument("--diff", action="store_true", help="also print every pass's diff")
-    explain.add_argument("--json", action="store_true", help="print everything as JSON")
+    explain.add_argument("--json", action="store_true", help="print the report as JSON")
+    explain.add_argument("--markdown", action="store_true", help="print it for a pull request")
+    explain.add_argument("--html", metavar="PATH", help="also write it as one page for a browser")
     explain.set_defaults(command=commands.explain)
 
-    diff = subs.add_parser("diff", help="show the graph diff of one pass")
+    diff = subs.add_parser("diff", help="show the graph diff of one pass, or of two runs")
     _add_target(diff, default="exact")
+    diff.add_argument("other", nargs="?", help="a second report; both are JSON files")
     diff.add_argument("--pass", dest="only", metavar="NAME", help="the pass; all if left out")
     diff.set_defaults(command=commands.diff)
 

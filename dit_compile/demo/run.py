@@ -221,7 +221,7 @@ def _flop_ratio(way: Way, computed: int, steps: int, found: Explanation) -> floa
     """Operations of the plain model over those of ``way``, for a whole generation."""
     if not way.optimised:
         return 1.0
-    graphs = found.costs[-1].graphs
+    graphs = found.report.stages[-1].cost.graphs
     reused = sum(value.flops for name, value in graphs.items() if name != MAIN)
     spent = computed * graphs[MAIN].flops + (steps - computed) * reused
-    return found.costs[0].flops * steps / spent
+    return found.report.stages[0].cost.flops * steps / spent

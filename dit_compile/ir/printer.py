@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,17 +65,30 @@ def _unpacks(node: fx.Node) -> bool:
     return len(set(picked)) == len(picked) and set(picked) <= set(range(len(value)))
 
 
+def unpacked(node: fx.Node) -> list[fx.Node | None] | None:
+    """The nodes that pick the results of ``node`` in its own line, ``None`` if it has no such."""
+    value = node.meta.get("val")
+    if not isinstance(value, (list, tuple)) or not _unpacks(node):
+        return None
+    picked = {user.args[1]: user for user in node.users}
+    return [picked.get(i) for i in range(len(value))]
+
+
 def node_text(node: fx.Node, program: Program | None = None) -> str:
     """One node as ``%y = aten.linear(%x, @w, @b) : bf16[2,256,1152]``."""
     left = f"%{node.name}"
-    value = node.meta.get("val")
+    value: Any = node.meta.get("val")
     kind = describe(value)
-    if isinstance(value, (list, tuple)) and _unpacks(node):
-        picked = {user.args[1]: user.name for user in node.users}
-        left = ", ".join(f"%{picked[i]}" if i in picked else "_" for i in range(len(value)))
-        kinds = [describe(item) for item in value]
-        kind = f"{kinds[0]} x{len(kinds)}" if len(set(kinds)) == 1 else ", ".join(kinds)
+    picked = unpacked(node)
+    if picked is not None:
+        left = ", ".join(f"%{user.name}" if user else "_" for user in picked)
+        kind = results_text([describe(item) for item in value])
     return f"{left} = {target_name(node.target)}({_arguments(node, program)}) : {kind}"
+
+
+def results_text(kinds: Sequence[str]) -> str:
+    """The types of several results: ``f32[2] x3`` where all are alike."""
+    return f"{kinds[0]} x{len(kinds)}" if len(set(kinds)) == 1 else ", ".join(kinds)
 
 
 def target_name(target: Any) -> str:
@@ -99,10 +112,15 @@ def _argument(arg: Any, program: Program | None) -> str:
         return f"%{arg.name}"
     if isinstance(arg, (list, tuple)):
         return "[" + ", ".join(_argument(item, program) for item in arg) + "]"
+    return literal(arg)
+
+
+def literal(arg: Any) -> str:
+    """The text of an argument that is a constant."""
     if isinstance(arg, torch.dtype):
         return dtype_name(arg)
     if isinstance(arg, Mapping):
-        return "{" + ", ".join(f"{k}: {_argument(v, program)}" for k, v in arg.items()) + "}"
+        return "{" + ", ".join(f"{k}: {literal(v)}" for k, v in arg.items()) + "}"
     if arg == sys.maxsize and isinstance(arg, int):
         return "end"
     return repr(arg) if isinstance(arg, str) else str(arg)

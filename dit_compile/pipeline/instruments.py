@@ -1,4 +1,4 @@
-"""Watchers of a pipeline run: the structural verifier, numeric checks, cost, and snapshots."""
+"""Watchers of a pipeline run: the structural verifier and the numeric check."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from dit_compile.analysis.step_cost import StepCost, step_cost
 from dit_compile.errors import NumericError, OptionError
-from dit_compile.ir.printer import print_program
 from dit_compile.ir.program import MAIN, Program
 from dit_compile.ir.purity import is_random
 from dit_compile.ir.verifier import Verifier, check_printing
@@ -60,37 +58,6 @@ class StructuralCheck:
 
 
 @dataclass
-class Snapshots:
-    """Keeps the text of the whole Program at every stage, the captured one first."""
-
-    texts: list[str] = field(default_factory=list)
-
-    def start(self, program: Program) -> None:
-        """Keep the captured Program."""
-        self.texts = [print_program(program)]
-
-    def after(self, record: PassRecord, program: Program) -> None:
-        """Keep what a pass left."""
-        self.texts.append(print_program(program) if record.changed else self.texts[-1])
-
-
-@dataclass
-class CostMeter:
-    """Keeps the cost of a step at every stage, the captured one first."""
-
-    costs: list[StepCost] = field(default_factory=list)
-
-    def start(self, program: Program) -> None:
-        """Cost of the captured program."""
-        self.costs = [step_cost(program)]
-
-    def after(self, record: PassRecord, program: Program) -> None:
-        """Cost of what a pass left."""
-        self.costs.append(step_cost(program) if record.changed else self.costs[-1])
-        record.details["cost"] = (self.costs[-2], self.costs[-1])
-
-
-@dataclass
 class NumericCheck:
     """Compares every stage with the captured Program run in float64.
 
@@ -101,9 +68,13 @@ class NumericCheck:
 
     Attributes:
         inputs: example values by input name; weights included.
+        captured: the captured Program's own error at each result, by graph.
+        seconds: time spent here.
     """
 
     inputs: Mapping[str, Any]
+    captured: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
     _exact: list[Any] = field(default_factory=list)
     _wide: dict[str, list[Any]] = field(default_factory=dict)
     _before: dict[str, list[float]] = field(default_factory=dict)
@@ -121,9 +92,11 @@ class NumericCheck:
                 f"the model draws random numbers (%{random.name}), so its results cannot be "
                 "compared; call model.eval(), or turn the numeric check off"
             )
+        started = time.perf_counter()
         self._wide = run_reference(program, self.inputs, double=True)
         self._exact = self._wide[MAIN]
-        self._before = self._errors(program)
+        self._before = self.captured = self._errors(program)
+        self.seconds = time.perf_counter() - started
 
     def after(self, record: PassRecord, program: Program) -> None:
         """Judge what a pass left.
@@ -133,6 +106,7 @@ class NumericCheck:
         """
         if not record.changed:
             return
+        started = time.perf_counter()
         wide = run_reference(program, self.inputs, double=True)
         errors = self._errors(program)
         worst = 0.0
@@ -150,8 +124,10 @@ class NumericCheck:
                         f"the pass is not exact: result {position} of graph @{graph} {wrong}"
                         + _first_rewrite(record)
                     )
-        record.details["error_growth"] = worst
         self._before, self._wide = errors, wide
+        taken = time.perf_counter() - started
+        self.seconds += taken
+        record.details.update(error_growth=worst, errors=errors, numerics_seconds=taken)
 
     def _verdict(self, position: int, moved: float, was: float, now: float) -> str:
         """What is wrong with a result of an exact pass, empty if nothing is."""

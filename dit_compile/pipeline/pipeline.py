@@ -61,10 +61,18 @@ class Instrument(Protocol):
 
 @dataclass
 class PipelineRun:
-    """The result of running a Pipeline: a record for each pass, in order."""
+    """The result of running a Pipeline.
+
+    Attributes:
+        pipeline: the passes.
+        records: a record for each pass, in order.
+        captured: fingerprint of the Program before any pass.
+        seconds: time for all of it, instruments included.
+    """
 
     pipeline: Pipeline
     records: list[PassRecord] = field(default_factory=list)
+    captured: str = ""
     seconds: float = 0.0
 
     @property
@@ -180,7 +188,7 @@ class Pipeline:
     ) -> None:
         for instrument in instruments:
             instrument.start(program)
-        before = fingerprint(program)
+        before = run.captured = fingerprint(program)
         for position, item in enumerate(self.passes):
             record = PassRecord(item, nodes_before=count_nodes(program))
             run.records.append(record)

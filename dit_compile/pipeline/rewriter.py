@@ -32,13 +32,23 @@ class RewriteLimitReached(Exception):  # noqa: N818 - a signal between Rewriter 
 
 @dataclass
 class Rewrite:
-    """One rewrite: where it was, and the lines of IR it took away and put in their place."""
+    """One rewrite: where it was, and the lines of IR it took away and put in their place.
+
+    Attributes:
+        graph: the graph.
+        path: the module.
+        source: the user's line.
+        removed, added: the lines.
+        before, after: the nodes that went, and those that stand for them; some were there before.
+    """
 
     graph: str
     path: str
     source: str = ""
     removed: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
+    before: list[fx.Node] = field(default_factory=list, repr=False, compare=False)
+    after: list[fx.Node] = field(default_factory=list, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,7 @@ class Rewriter:
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let all users of ``old`` read ``new``, then drop ``old`` and what only it needed."""
         old.replace_all_uses_with(new, propagate_meta=False)
+        self._current().after.append(new)
         self.sweep(old)
 
     def replace_input(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
@@ -147,6 +158,7 @@ class Rewriter:
             if dead.users or not is_pure(dead):
                 continue
             producers = dead.all_input_nodes
+            self._current().before.append(dead)
             if dead in self._made:
                 self._made.remove(dead)
             else:
@@ -171,7 +183,9 @@ class Rewriter:
         if not all(self.program.is_weight(node) for node in sources):
             raise PassError(f"{path}: only weights can be computed ahead of the loop")
         name = self._ahead(WEIGHTS).call(target, args, path)
-        return self.placeholder(name, like=sources)
+        made = self.placeholder(name, like=sources)
+        self._current().after.append(made)
+        return made
 
     def hoist(self, values: Sequence[fx.Node], to: str) -> None:
         """Move values of the current graph into a graph that runs ahead of the steps.
@@ -235,6 +249,7 @@ class Rewriter:
         if self._made:
             shown = [self._text(node) for node in self._made if not is_unpacked(node)]
             self._current().added.extend(shown)
+            self._current().after.extend(self._made)
             self._made.clear()
 
     def _text(self, node: fx.Node) -> str:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dit_compile.pipeline.pipeline import PassRecord
-from dit_compile.pipeline.rewriter import Rewrite
+from dit_compile.errors import OptionError, suggest
+from dit_compile.report.model import Report, Rewrite
 
 _VALUE = re.compile(r"%[\w.]+")
 _INDEX = re.compile(r"\b\d+\b")
@@ -52,14 +52,32 @@ def _unnumbered(found: re.Match[str]) -> str:
     return _INDEX.sub("#", found.group())
 
 
-def diff_lines(position: int, record: PassRecord) -> list[str]:
-    """The diff of one pass as lines that start with ``#``, ``-`` or ``+``."""
+def pass_diff(report: Report, name: str | None = None) -> str:
+    """The diff of the pass ``name``, or of all passes.
+
+    Raises:
+        OptionError: no such pass has run.
+    """
+    names = [entry.name for entry in report.passes]
+    if name is not None and name not in names:
+        raise OptionError(
+            f"no pass {name!r} has run{suggest(name, names)}; these have: {', '.join(names)}"
+        )
+    lines: list[str] = []
+    for position, entry in enumerate(report.passes):
+        if name in (None, entry.name):
+            lines += diff_lines(f"#{position} {entry.name}", entry.rewrites)
+    return "\n".join(lines) or "(no change)"
+
+
+def diff_lines(title: str, rewrites: Sequence[Rewrite]) -> list[str]:
+    """Rewrites as lines that start with ``title``, ``-`` or ``+``."""
     lines = []
-    for hunk in hunks(record.rewrites):
+    for hunk in hunks(rewrites):
         times = len(hunk.paths)
         same = f" (x{times} identical, shown once)" if times > 1 else ""
         place = f" @ {hunk.first.path}" if hunk.first.path else ""
-        lines.append(f"#{position} {record.item.name}{place}{same}")
+        lines.append(f"{title}{place}{same}")
         lines += [f"-  {line}" for line in hunk.first.removed]
         lines += [f"+  {line}" for line in hunk.first.added]
     return lines

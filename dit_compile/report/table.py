@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dit_compile.analysis.step_cost import StepCost
 from dit_compile.pipeline.base import Kind
-from dit_compile.pipeline.pipeline import PassRecord
+from dit_compile.report.diff import pass_diff
+from dit_compile.report.model import PassEntry, Report
 
-if TYPE_CHECKING:
-    from dit_compile.explanation import Explanation
-
+#: What the columns of the table are called.
+COLUMNS = ("#", "pass", "kind", "nodes", "hit/miss", "cost", "error", "notes")
 _SHOWN_MISSES = 3
 _FILE_WIDTH = 160
 
@@ -30,60 +28,73 @@ def terminal(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
-def header(explanation: Explanation) -> str:
+def print_report(report: Report, console: Console, *, diffs: bool = False) -> None:
+    """Write the table, and with ``diffs`` each pass's diff."""
+    console.print(header(report), highlight=False, markup=False)
+    console.print(pass_table(report))
+    if diffs:
+        console.print(pass_diff(report), highlight=False, markup=False, soft_wrap=True)
+
+
+def header(report: Report) -> str:
     """One line about the whole run."""
-    before, after = explanation.costs[0], explanation.costs[-1]
-    records = explanation.run.records
-    nodes = f"{records[0].nodes_before} -> {records[-1].nodes_after} nodes" if records else ""
+    before, after = report.stages[0].cost, report.stages[-1].cost
+    passes = report.passes
+    nodes = f"{passes[0].nodes_before} -> {passes[-1].nodes_after} nodes" if passes else ""
+    seconds = report.seconds
     return "   ".join(
         part
         for part in (
-            f"{explanation.name}",
-            f"torch {explanation.torch_version}",
+            report.model,
+            f"torch {report.torch}",
             nodes,
             f"{flops(before.flops)} -> {flops(after.flops)} a step",
-            f"{explanation.run.seconds:.2f} s (verify {explanation.verify_seconds:.2f} s)",
+            f"{seconds.pipeline:.2f} s (verify {seconds.verify:.2f} s)",
         )
         if part
     )
 
 
-def pass_table(explanation: Explanation) -> Table:
+def pass_table(report: Report) -> Table:
     """One row a pass: kind, nodes, hits and misses, cost, error, notes."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("#", justify="right")
-    for title in ("pass", "kind", "nodes", "hit/miss", "cost", "error", "notes"):
+    table.add_column(COLUMNS[0], justify="right")
+    for title in COLUMNS[1:]:
         table.add_column(title, overflow="fold")
-    for position, record in enumerate(explanation.run.records):
-        kind = record.item.kind
-        style = "bold yellow" if kind is Kind.APPROX else "green" if record.changed else "dim"
-        table.add_row(
-            str(position),
-            Text(record.item.name, style=style),
-            kind.value,
-            nodes_cell(record),
-            f"{len(record.rewrites)}/{len(record.misses)}",
-            cost_cell(record),
-            error_cell(record),
-            Text(notes_cell(record)),
-        )
+    for position, entry in enumerate(report.passes):
+        approximates = entry.kind == Kind.APPROX.value
+        style = "bold yellow" if approximates else "green" if entry.changed else "dim"
+        number, name, *rest, notes = row(report, position)
+        table.add_row(number, Text(name, style=style), *rest, Text(notes))
     return table
 
 
-def nodes_cell(record: PassRecord) -> str:
+def row(report: Report, position: int) -> tuple[str, ...]:
+    """The cells of one pass."""
+    entry = report.passes[position]
+    return (
+        str(position),
+        entry.name,
+        entry.kind,
+        nodes_cell(entry),
+        f"{len(entry.rewrites)}/{len(entry.misses)}",
+        cost_cell(report, position),
+        error_cell(entry),
+        notes_cell(entry),
+    )
+
+
+def nodes_cell(entry: PassEntry) -> str:
     """``412 -> 364``, or ``412 = 412`` where nothing changed."""
-    arrow = "->" if record.changed else "="
-    return f"{record.nodes_before} {arrow} {record.nodes_after}"
+    arrow = "->" if entry.changed else "="
+    return f"{entry.nodes_before} {arrow} {entry.nodes_after}"
 
 
-def cost_cell(record: PassRecord) -> str:
+def cost_cell(report: Report, position: int) -> str:
     """What the pass saved of a step, in operations or else in bytes moved."""
-    costs = record.details.get("cost")
-    if not record.changed or not isinstance(costs, tuple):
+    if not report.passes[position].changed:
         return "-"
-    before, after = costs
-    assert isinstance(before, StepCost)
-    assert isinstance(after, StepCost)
+    before, after = report.before(position).cost, report.after(position).cost
     computed = after.flops - before.flops
     if computed and abs(computed) >= 0.005 * before.flops:
         return flops(computed, signed=True)
@@ -91,27 +102,26 @@ def cost_cell(record: PassRecord) -> str:
     return f"{moved / 1e6:+.1f} MB moved" if abs(moved) >= 5e4 else "-"
 
 
-def error_cell(record: PassRecord) -> str:
+def error_cell(entry: PassEntry) -> str:
     """Error against float64 in units of the error before the pass."""
-    if record.item.kind is Kind.APPROX and record.changed:
+    if entry.kind == Kind.APPROX.value and entry.changed:
         return "by schedule"
-    growth = record.details.get("error_growth")
-    return f"{growth:.1f}x noise" if isinstance(growth, float) else "-"
+    return "-" if entry.error_growth is None else f"{entry.error_growth:.1f}x noise"
 
 
-def notes_cell(record: PassRecord) -> str:
+def notes_cell(entry: PassEntry) -> str:
     """Notes, failures, and near misses by reason."""
-    parts = list(record.notes)
-    if record.failure:
-        parts.append(f"FAILED: {record.failure.splitlines()[0]}")
-    if record.skipped:
-        parts.append(f"skipped: {record.skipped}")
-    reasons = Counter(miss.reason for miss in record.misses)
+    parts = list(entry.notes)
+    if entry.failure:
+        parts.append(f"FAILED: {entry.failure.splitlines()[0]}")
+    if entry.skipped:
+        parts.append(f"skipped: {entry.skipped}")
+    reasons = Counter(miss.reason for miss in entry.misses)
     for reason, count in reasons.most_common(_SHOWN_MISSES):
-        where = next(miss.path for miss in record.misses if miss.reason == reason)
+        where = next(miss.path for miss in entry.misses if miss.reason == reason)
         plural = "es" if count > 1 else ""
         parts.append(f"{count} near miss{plural}: {reason} ({where or 'top level'})")
-    if not parts and not record.changed:
+    if not parts and not entry.changed:
         return "(no change)"
     return "; ".join(parts)
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from dit_compile.analysis.roofline import Roofline
 from dit_compile.cli import main
 from dit_compile.pipeline.presets import PRESETS
 from dit_compile.pipeline.registry import passes
+from dit_compile.report.codec import from_json
 
 Run = Callable[..., Any]
 
@@ -39,29 +41,38 @@ class TestExplain:
     def test_json(self, ditc: Run, model_file: str) -> None:
         text = "fuse-adaln,insert-block-cache{method=interval,interval=2}"
         done = ditc("explain", f"{model_file}:near_miss", "--passes", text, "--json")
-        data = json.loads(done.out, parse_constant=pytest.fail)
-        assert set(data) == {
-            *("version", "model", "torch", "pipeline", "fingerprint", "costs", "passes"),
-            *("analysis", "capture_seconds", "pipeline_seconds", "verify_seconds"),
-        }
-        assert (data["version"], data["model"], data["pipeline"]) == (1, "Transformer", text)
-        assert re.fullmatch("[0-9a-f]{64}", data["fingerprint"])
-        assert len(data["costs"]) == 3
-        assert data["costs"][0]["flops"] > data["costs"][1]["flops"] > data["costs"][2]["flops"]
-        assert set(data["costs"][2]["graphs"]) == {"full", "reuse"}
-        fuse, cache = data["passes"]
-        assert (fuse["pass"], fuse["kind"], fuse["changed"]) == ("fuse-adaln", "exact", True)
-        assert (fuse["nodes_before"], fuse["nodes_after"]) == (36, 30)
-        assert [rewrite["path"] for rewrite in fuse["rewrites"]] == ["blocks.0", "blocks.1"]
-        assert len(fuse["rewrites"][0]["removed"]) == 4
-        assert len(fuse["rewrites"][0]["added"]) == 1
-        (miss,) = fuse["misses"]
-        assert (miss["path"], miss["culprit"]) == ("blocks.2.norm", "@blocks.2.norm.weight")
-        assert 0 < fuse["error_growth"] < 2
-        assert cache["kind"] == "APPROX"
-        assert cache["notes"] == ["2 variants, 3 sites, interval=2"]
-        assert [item["name"] for item in data["analysis"]["inputs"]] == ["x", "c"]
-        assert data["analysis"]["stacks"][0]["blocks"] == 3
+        report = from_json(done.out)
+        assert (report.model, report.pipeline) == ("Transformer", text)
+        assert re.fullmatch("[0-9a-f]{64}", report.stages[-1].fingerprint)
+        first, fused, cached = (stage.cost for stage in report.stages)
+        assert first.flops > fused.flops > cached.flops
+        assert set(cached.graphs) == {"full", "reuse"}
+        fuse, cache = report.passes
+        assert (fuse.name, fuse.kind, fuse.changed) == ("fuse-adaln", "exact", True)
+        assert (fuse.nodes_before, fuse.nodes_after) == (36, 30)
+        assert [rewrite.path for rewrite in fuse.rewrites] == ["blocks.0", "blocks.1"]
+        assert len(fuse.rewrites[0].removed) == 4
+        assert len(fuse.rewrites[0].added) == 1
+        (miss,) = fuse.misses
+        assert (miss.path, miss.culprit) == ("blocks.2.norm", "@blocks.2.norm.weight")
+        assert 0 < fuse.error_growth < 2
+        assert cache.kind == "APPROX"
+        assert cache.notes == ["2 variants, 3 sites, interval=2"]
+        assert [item["name"] for item in report.analysis["inputs"]] == ["x", "c"]
+        assert report.analysis["stacks"][0]["blocks"] == 3
+
+    def test_markdown(self, ditc: Run, model_file: str) -> None:
+        done = ditc("explain", f"{model_file}:make", "--markdown")
+        assert "| 4 | **fuse-adaln** | exact |" in done.out
+        assert f"Made by `ditc explain {model_file}:make --markdown`" in done.out
+        assert "<details><summary>\\#4 fuse-adaln</summary>" in done.out
+
+    def test_a_report_is_shown_again(self, ditc: Run, model_file: str, tmp_path: Path) -> None:
+        path = tmp_path / "run.json"
+        path.write_text(ditc("explain", f"{model_file}:make", "--json").out)
+        assert ditc("explain", str(path)).out == ditc("explain", str(path)).out
+        assert "fuse-adaln" in ditc("explain", str(path)).out
+        assert ditc("explain", str(path), "--json").out == path.read_text()
 
     def test_json_is_the_same_twice(self, ditc: Run, model_file: str) -> None:
         def run() -> Any:
@@ -106,6 +117,23 @@ class TestDiff:
             "fuse-adaln",
             "hoist-invariant",
         ]
+
+    def test_reports(self, ditc: Run, model_file: str, tmp_path: Path) -> None:
+        paths = [str(tmp_path / name) for name in ("a.json", "b.json")]
+        for path, text in zip(paths, ("exact", "exact,insert-block-cache"), strict=True):
+            done = ditc("explain", f"{model_file}:make", "--passes", text, "--json")
+            Path(path).write_text(done.out)
+        one = ditc("diff", paths[0], "--pass", "fuse-qkv")
+        assert one.out == ditc("diff", f"{model_file}:make", "--pass", "fuse-qkv").out
+        assert ditc("diff", paths[0], paths[0]).out == "(no change)\n"
+        both = ditc("diff", *paths).out
+        assert both.splitlines()[0].startswith("-  remove-noops")
+        assert "@reuse" in both
+        failed = ditc("diff", *paths, "--pass", "fuse-qkv")
+        assert (failed.code, failed.out) == (1, "")
+        assert "--pass is of one run" in failed.err
+        missing = ditc("diff", paths[0], "nowhere.json")
+        assert "cannot read 'nowhere.json'" in missing.err
 
     def test_no_change(self, ditc: Run, model_file: str) -> None:
         done = ditc("diff", f"{model_file}:make", "--passes", "eliminate-dead")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Callable
@@ -17,12 +16,7 @@ from dit_compile.errors import DitcError, NumericError, OptionError, Verificatio
 from dit_compile.ir.fake import evaluate
 from dit_compile.ir.program import Program, output_node
 from dit_compile.pipeline.base import Kind
-from dit_compile.pipeline.instruments import (
-    CostMeter,
-    NumericCheck,
-    Snapshots,
-    StructuralCheck,
-)
+from dit_compile.pipeline.instruments import NumericCheck, StructuralCheck
 from dit_compile.pipeline.pipeline import Pipeline, PipelineRun
 from dit_compile.pipeline.rewriter import Rewriter
 from tests.ir import models
@@ -409,39 +403,6 @@ class TestNumericCheck:
         assert str(caught.value) == (
             "the model draws random numbers (%native_dropout), so its results cannot be compared; "
             "call model.eval(), or turn the numeric check off"
-        )
-
-
-class TestOthers:
-    def test_snapshots_are_kept_for_every_stage(self) -> None:
-        snapshots = Snapshots()
-        run = Pipeline.parse("exact").run(transformer(), instruments=[snapshots])
-        texts = snapshots.texts
-        assert len(texts) == len(run.records) + 1
-        moved = [before != after for before, after in itertools.pairwise(texts)]
-        assert moved == [record.changed for record in run.records]
-        assert "aten.layer_norm" in texts[0]
-        assert "aten.layer_norm" not in texts[-1]
-
-    def test_costs_are_kept_for_every_stage(self) -> None:
-        meter = CostMeter()
-        run = Pipeline.parse("fuse-adaln,insert-block-cache{interval=2}").run(
-            transformer(), instruments=[meter]
-        )
-        first, fused, cached = meter.costs
-        assert first.flops > fused.flops > cached.flops
-        assert (fused.computed, fused.steps) == (50, 50)
-        assert (cached.computed, cached.steps) == (26, 50)
-        assert run.records[0].details["cost"] == (first, fused)
-
-    def test_a_second_run_starts_afresh(self) -> None:
-        instruments = [StructuralCheck(), Snapshots(), CostMeter()]
-        for program in (transformer(), layers()):
-            Pipeline.parse("exact").run(program, instruments=instruments)
-        assert (
-            len(instruments[1].texts)
-            == len(instruments[2].costs)
-            == 1 + len(Pipeline.parse("exact"))
         )
 
 

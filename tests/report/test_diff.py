@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from dit_compile.pipeline.pipeline import PassRecord, Pipeline
-from dit_compile.pipeline.rewriter import Rewrite
+from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.report.diff import diff_lines, hunks
+from dit_compile.report.model import Rewrite
 from tests.ir.models import Transformer, capture, noise, seeded
-from tests.pipeline.passes import Everything
 
 
 def rewrite(path: str, *lines: str, graph: str = "full") -> Rewrite:
     """A rewrite whose lines start with ``-`` or ``+``."""
     removed = [line[1:] for line in lines if line[0] == "-"]
-    return Rewrite(graph, path, "", removed, [line[1:] for line in lines if line[0] == "+"])
-
-
-def record(*rewrites: Rewrite) -> PassRecord:
-    return PassRecord(Everything(), changed=True, rewrites=list(rewrites))
+    return Rewrite(graph, path, removed, [line[1:] for line in lines if line[0] == "+"])
 
 
 def test_identical_layers_are_shown_once() -> None:
     program = capture(seeded(lambda: Transformer(8)), noise(2, 4, 8), noise(2, 8))
     (found,) = Pipeline.parse("fuse-adaln").run(program).records
-    head, *lines = diff_lines(2, found)
+    head, *lines = diff_lines("#2 fuse-adaln", found.rewrites)
     assert head == "#2 fuse-adaln @ blocks.0 (x8 identical, shown once)"
     assert [line[:3] for line in lines] == ["-  "] * 4 + ["+  "]
     (hunk,) = hunks(found.rewrites)
@@ -63,11 +58,11 @@ def test_what_differs_is_shown_apart(other: Rewrite) -> None:
 
 
 def test_rewrites_without_lines_are_not_shown() -> None:
-    assert diff_lines(0, record(rewrite("blocks.0"))) == []
+    assert diff_lines("#0", [rewrite("blocks.0")]) == []
 
 
 def test_a_single_rewrite_at_the_top() -> None:
-    assert diff_lines(3, record(rewrite("", *BLOCK))) == [
+    assert diff_lines("#3 everything", [rewrite("", *BLOCK)]) == [
         "#3 everything",
         "-  %mul = aten.mul(%x, @blocks.0.w) : f32[2]",
         "+  %y = aten.add(%x, %x) : f32[2]",

@@ -7,11 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dit_compile.analysis.step_cost import StepCost
-from dit_compile.explanation import Explanation, explain
-from dit_compile.pipeline.base import Kind
-from dit_compile.pipeline.pipeline import PassRecord
-from dit_compile.pipeline.rewriter import Miss
+from dit_compile.report.model import Miss, Report
 from dit_compile.report.table import (
     cost_cell,
     error_cell,
@@ -22,25 +18,23 @@ from dit_compile.report.table import (
     pass_table,
     terminal,
 )
-from tests.ir.models import Transformer, noise, seeded
-from tests.pipeline.passes import Everything, made_of
+from tests.report import entries
+from tests.report.entries import entry, real, stage
 
 
 @pytest.fixture(scope="module")
-def explanation() -> Explanation:
-    model = seeded(lambda: Transformer(3, affine=(1, 2)))
-    text = "eliminate-dead,fuse-adaln,insert-block-cache{interval=2}"
-    return explain(model, (noise(2, 4, 8), noise(2, 8)), passes=text)
+def report() -> Report:
+    return real("eliminate-dead,fuse-adaln,insert-block-cache{interval=2}", affine=(1, 2))
 
 
-def shown(explanation: Explanation) -> list[str]:
+def shown(report: Report) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=200).print(pass_table(explanation))
+    Console(file=out, width=200).print(pass_table(report))
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
-def test_a_row_a_pass(explanation: Explanation) -> None:
-    head, dead, fused, cached = shown(explanation)
+def test_a_row_a_pass(report: Report) -> None:
+    head, dead, fused, cached = shown(report)
     assert head.split() == ["#", "pass", "kind", "nodes", "hit/miss", "cost", "error", "notes"]
     assert dead.split() == [
         *("0", "eliminate-dead", "exact", "36", "=", "36", "0/0", "-", "-", "(no", "change)")
@@ -55,8 +49,8 @@ def test_a_row_a_pass(explanation: Explanation) -> None:
     assert "2 variants" in cached
 
 
-def test_header(explanation: Explanation) -> None:
-    parts = header(explanation).split("   ")
+def test_header(report: Report) -> None:
+    parts = header(report).split("   ")
     assert parts[0] == "Transformer"
     assert parts[1].startswith("torch 2.")
     assert parts[2] == "36 -> 33 nodes"
@@ -64,11 +58,9 @@ def test_header(explanation: Explanation) -> None:
     assert parts[4].endswith(" s)")
 
 
-def test_shapes_are_no_markup(explanation: Explanation) -> None:
+def test_shapes_are_no_markup() -> None:
     """Text in brackets is neither dropped nor taken for a style."""
-    record = PassRecord(Everything(), notes=["kept f32[s0,4] and [red]"])
-    run = type(explanation.run)(explanation.run.pipeline, [record])
-    other = Explanation("M", explanation.program, run, explanation.costs, [], {}, 0.0, 0.0)
+    other = entries.report(entry(notes=["kept f32[s0,4] and [red]"]))
     assert "kept f32[s0,4] and [red]" in shown(other)[1]
 
 
@@ -93,9 +85,8 @@ def test_signed_flops() -> None:
     assert flops(-2e9, signed=True) == "-2.0 GFLOP"
 
 
-def priced(before: tuple[float, float], after: tuple[float, float]) -> PassRecord:
-    costs = tuple(StepCost({}, ops, moved, 1, 1) for ops, moved in (before, after))
-    return PassRecord(Everything(), changed=True, details={"cost": costs})
+def priced(before: tuple[float, float], after: tuple[float, float]) -> Report:
+    return entries.report(entry(changed=True, stage=1), stages=[stage(*before), stage(*after)])
 
 
 @pytest.mark.parametrize(
@@ -110,37 +101,32 @@ def priced(before: tuple[float, float], after: tuple[float, float]) -> PassRecor
     ],
 )
 def test_cost(before: tuple[float, float], after: tuple[float, float], text: str) -> None:
-    assert cost_cell(priced(before, after)) == text
+    assert cost_cell(priced(before, after), 0) == text
 
 
 def test_cells_of_a_pass_that_did_nothing() -> None:
-    record = PassRecord(Everything(), nodes_before=7, nodes_after=7)
-    cells = [cell(record) for cell in (nodes_cell, cost_cell, error_cell, notes_cell)]
-    assert cells == ["7 = 7", "-", "-", "(no change)"]
+    idle = entry(nodes_before=7, nodes_after=7)
+    cells = [cell(idle) for cell in (nodes_cell, error_cell, notes_cell)]
+    assert [*cells, cost_cell(entries.report(idle), 0)] == ["7 = 7", "-", "(no change)", "-"]
 
 
 def test_error() -> None:
-    assert error_cell(PassRecord(Everything(), details={"error_growth": 1.04})) == "1.0x noise"
-    approximate = made_of(lambda program, rw: None, Kind.APPROX)
-    assert error_cell(PassRecord(approximate, changed=True)) == "by schedule"
-    assert error_cell(PassRecord(approximate)) == "-"
+    assert error_cell(entry(error_growth=1.04)) == "1.0x noise"
+    assert error_cell(entry(kind="APPROX", changed=True)) == "by schedule"
+    assert error_cell(entry(kind="APPROX")) == "-"
 
 
 def test_notes() -> None:
     misses = [Miss("full", "", "n", "too small")] + [
         Miss("full", f"blocks.{i}", "n", reason) for reason in "abc" for i in range(2)
     ]
-    record = PassRecord(Everything(), notes=["2 sites"], misses=misses)
-    assert notes_cell(record) == (
+    assert notes_cell(entry(notes=["2 sites"], misses=misses)) == (
         "2 sites; 2 near misses: a (blocks.0); 2 near misses: b (blocks.0); "
         "2 near misses: c (blocks.0)"
     )
-    one = PassRecord(Everything(), misses=misses[:1])
-    assert notes_cell(one) == "1 near miss: too small (top level)"
-    assert notes_cell(PassRecord(Everything(), skipped="autograd records")) == (
-        "skipped: autograd records"
-    )
-    failed = PassRecord(Everything(), failure="pass x (#0): boom\n  pipeline so far: x")
+    assert notes_cell(entry(misses=misses[:1])) == "1 near miss: too small (top level)"
+    assert notes_cell(entry(skipped="autograd records")) == "skipped: autograd records"
+    failed = entry(failure="pass x (#0): boom\n  pipeline so far: x")
     assert notes_cell(failed) == "FAILED: pass x (#0): boom"
 
 

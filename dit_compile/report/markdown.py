@@ -1,0 +1,63 @@
+"""The report as Markdown, short enough for a comment on a pull request."""
+
+from __future__ import annotations
+
+import re
+
+from dit_compile.report.diff import diff_lines
+from dit_compile.report.model import Report
+from dit_compile.report.table import COLUMNS, header, row
+
+#: GitHub cuts a comment off at 65,536 characters.
+LIMIT = 60_000
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
+
+
+def markdown(report: Report, *, limit: int = LIMIT) -> str:
+    """A table of passes, and below it the folded diff of each one.
+
+    Args:
+        report: the run.
+        limit: characters that the text may have; diffs that do not fit are left out, and it says
+            so.
+    """
+    lines = [f"**{_escaped(header(report))}**", "", _cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
+    for position, entry in enumerate(report.passes):
+        cells = [_escaped(cell) for cell in row(report, position)]
+        cells[1] = f"**{cells[1]}**" if entry.changed else cells[1]
+        lines.append(_cells(cells))
+    text = "\n".join(lines) + "\n"
+    left_out = []
+    for position, entry in enumerate(report.passes):
+        diff = diff_lines("@@", entry.rewrites)
+        if not diff:
+            continue
+        folded = _folded(f"#{position} {entry.name}", diff)
+        if len(text) + len(folded) > limit:
+            left_out.append(entry.name)
+        else:
+            text += folded
+    if left_out:
+        text += f"\nToo long to show here: the diffs of {', '.join(left_out)}.\n"
+    if report.command:
+        text += f"\nMade by `{report.command}`\n"
+    return text
+
+
+def _cells(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()).replace("  ", " "))
+
+
+def _folded(title: str, diff: list[str]) -> str:
+    """A diff in a fence that no line of it can close."""
+    longest = max((len(run) for line in diff for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    body = "\n".join(diff)
+    return (
+        f"\n<details><summary>{_escaped(title)}</summary>\n\n{fence}diff\n{body}\n{fence}\n\n"
+        "</details>\n"
+    )
