@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dit_compile.exporting import export
     from dit_compile.pipeline.pipeline import Pipeline
     from dit_compile.runtime.compiled import invalidate
+    from dit_compile.runtime.lanes import lane
     from dit_compile.runtime.session import Session, session
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _HOMES = {
     "explain": "dit_compile.explanation",
     "export": "dit_compile.exporting",
     "invalidate": "dit_compile.runtime.compiled",
+    "lane": "dit_compile.runtime.lanes",
     "load": "dit_compile.bundle.loaded",
     "session": "dit_compile.runtime.session",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "explain",
     "export",
     "invalidate",
+    "lane",
     "load",
     "session",
 ]

@@ -37,6 +37,7 @@ from dit_compile.report.build import build_report
 from dit_compile.report.record import Recorder
 from dit_compile.report.write import check_target, write_numbered
 from dit_compile.runtime.compiled import CompiledProgram
+from dit_compile.runtime.lanes import follow_cache_context
 from dit_compile.versions import check_torch
 
 
@@ -140,6 +141,7 @@ def ditc(
         DitcError: with ``strict``, any failure.
     """
     check_torch()
+    follow_cache_context()
     if mode not in (None, "default"):
         raise OptionError(
             f'mode={mode!r} is Inductor\'s; with ditc write options={{"preset": "exact"}}'
@@ -239,5 +241,7 @@ def _first(error: BaseException) -> str:
     return lines[0] if lines else repr(error)
 
 
-# torch.compile imports this module, then Dynamo traces for seconds before it calls the backend.
+# torch.compile imports this module before the first call, whose lane may have a name already.
+follow_cache_context()
+# Dynamo then traces for seconds before it calls the backend.
 find_backend(Options().target).prepare()

@@ -57,7 +57,7 @@ class TestOptions:
                 {"pases": "exact"},
                 OptionError,
                 "unknown option 'pases'; did you mean 'passes'?; "
-                "options are preset, passes, target, bindings, strict, verify, report",
+                "options are preset, passes, plan, target, bindings, strict, verify, report",
             ),
             (
                 {"preset": "balance"},

@@ -27,7 +27,7 @@ def require() -> Any:
         return importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise MissingDependencyError(
-            "the bench draws with matplotlib; install it with: pip install 'dit-compile[bench]'"
+            "plots need matplotlib; install it with: pip install 'dit-compile[bench]'"
         ) from error
 
 

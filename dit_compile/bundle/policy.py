@@ -47,9 +47,9 @@ def from_data(data: saved.Schedule) -> Schedule:
         data.full,
         _policy(data.policy.method, data.policy.options),
         data.groups,
-        tuple((item.mask, item.graph) for item in data.variants),
-        data.probe,
-        data.judge,
+        variants=tuple((item.mask, item.graph) for item in data.variants),
+        probe=data.probe,
+        judge=data.judge,
     )
 
 

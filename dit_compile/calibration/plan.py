@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from typing_extensions import Self
 
+from dit_compile.calibration.curve import curve_table, save_curve
 from dit_compile.errors import PlanError
+from dit_compile.report.table import terminal
 
 #: Goes up when a file of an earlier version can no longer be read.
 VERSION = 1
@@ -84,6 +87,21 @@ class Plan:
     weights: Mapping[str, Weight]
     curve: Sequence[Trial] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
+
+    def print(self, console: Console | None = None) -> None:
+        """Write what was tried to the terminal, as a table."""
+        (console or terminal()).print(curve_table(self.curve, self.passes))
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw what was tried, PSNR over the ratio of operations, as a PNG.
+
+        Raises:
+            PlanError: nothing was tried, since no budget was given.
+            MissingDependencyError: matplotlib is missing.
+        """
+        if not self.curve:
+            raise PlanError("there is no curve to plot; give ditc.calibrate a budget")
+        return save_curve(path, self.curve)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the Plan as JSON, at once or not at all."""

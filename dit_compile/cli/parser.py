@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(subs.add_parser("export", help="write a model as a bundle that runs without torch"))
     _add_run(subs.add_parser("run", help="run a bundle over a loop of steps"))
 
+    _add_calibrate(subs.add_parser("calibrate", help="fit a cache to a model, or choose one"))
+
     demo = subs.add_parser("demo", help="sample a bundled model in four ways and compare")
     demo.add_argument("--model", default="digits", help="digits or digits-flow (%(default)s)")
     demo.add_argument("--out", default="demo_out", help="folder for the pictures (%(default)s)")
@@ -109,7 +111,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
         "--split", action="store_true", help="one file a graph: least memory, slower to load"
     )
     export.add_argument("--overwrite", action="store_true", help="replace a bundle at this path")
-    export.set_defaults(command=_lazily("export"))
+    export.set_defaults(command=_lazily("bundles", "export"))
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -125,14 +127,37 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--allow-fallback", action="store_true", help="let another provider take over")
     run.add_argument("--no-prepack", action="store_true", help="least memory, slower steps")
-    run.set_defaults(command=_lazily("run"))
+    run.set_defaults(command=_lazily("bundles", "run"))
 
 
-def _lazily(name: str) -> Callable[[argparse.Namespace], None]:
-    """A command of the module ``bundles``, imported when it runs."""
+def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
+    calibrate.add_argument(
+        "target",
+        help="'digits' or 'digits-flow' (bundled models), or 'file.py:function' or "
+        "'package.module:function', a function that returns (sample, model), where sample(seed) "
+        "runs a generation and returns it as a tensor",
+    )
+    calibrate.add_argument(
+        "--passes",
+        metavar="TEXT",
+        help="pipeline text; with a budget all caching methods if left out",
+    )
+    calibrate.add_argument("--samples", type=int, default=4, help="generations each (%(default)s)")
+    calibrate.add_argument("--seed", type=int, default=0, help="of the first (%(default)s)")
+    calibrate.add_argument("--min-psnr", type=float, help="budget: dB against uncached")
+    calibrate.add_argument("--max-rel-l2", type=float, help="budget: relative L2 error")
+    calibrate.add_argument("--min-speedup", type=float, help="budget: ratio of operations")
+    calibrate.add_argument("--backend", default="inductor", help="target (%(default)s)")
+    calibrate.add_argument("--plot", metavar="PNG", help="also draw what was tried")
+    calibrate.add_argument("--out", default="ditc.plan.json", help="the plan (%(default)s)")
+    calibrate.set_defaults(command=_lazily("calibrating", "calibrate"))
+
+
+def _lazily(module: str, name: str) -> Callable[[argparse.Namespace], None]:
+    """A command of a module of this package, imported when it runs."""
 
     def command(args: argparse.Namespace) -> None:
-        getattr(importlib.import_module("dit_compile.cli.bundles"), name)(args)
+        getattr(importlib.import_module(f"dit_compile.cli.{module}"), name)(args)
 
     return command
 

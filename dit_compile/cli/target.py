@@ -19,6 +19,9 @@ from dit_compile.demo.bundled import BundledModel
 from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import ModelFileError, suggest
 
+#: Images of a generation of a bundled model: one of each digit.
+_SAMPLED = 10
+
 
 @dataclass(frozen=True)
 class Target:
@@ -38,14 +41,38 @@ def load_target(text: str) -> Target:
     """
     if text in BUNDLED:
         return _bundled(BUNDLED[text])
+    return _checked(text, _named(text, "(model, args, kwargs)"))
+
+
+def load_sampler(text: str) -> tuple[Callable[[int], torch.Tensor], nn.Module]:
+    """Find the sampling loop that ``text`` names, and the model that it calls.
+
+    Raises:
+        ModelFileError: there is no such model, file or function, or it does not return
+            ``(sample, model)``.
+    """
+    if text in BUNDLED:
+        bundled = BUNDLED[text]
+        model, labels = bundled.load(), torch.arange(_SAMPLED)
+        return lambda seed: bundled.sample(model, labels, seed=seed), model
+    made = _run(text, _named(text, "(sample, model)"))
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], nn.Module)):
+        raise ModelFileError(
+            f"{text} must return (sample, model), where sample(seed) calls model at each step, "
+            f"not {type(made).__name__}"
+        )
+    return made
+
+
+def _named(text: str, returns: str) -> Callable[[], Any]:
     place, colon, name = text.rpartition(":")
     if not colon:
         names = ", ".join(map(repr, BUNDLED))
         raise ModelFileError(
             f"unknown model {text!r}{suggest(text, BUNDLED)}; give {names}, 'file.py:function' or "
-            "'package.module:function', where the function returns (model, args, kwargs)"
+            f"'package.module:function', where the function returns {returns}"
         )
-    return _checked(text, _function(place, name))
+    return _function(place, name)
 
 
 def _bundled(bundled: BundledModel) -> Target:
@@ -93,11 +120,15 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {reason} ({last.filename}:{last.lineno})"
 
 
-def _checked(text: str, function: Callable[[], Any]) -> Target:
+def _run(text: str, function: Callable[[], Any]) -> Any:
     try:
-        made = function()
+        return function()
     except Exception as error:
         raise ModelFileError(f"{text} failed: {_described(error)}") from error
+
+
+def _checked(text: str, function: Callable[[], Any]) -> Target:
+    made = _run(text, function)
     if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], nn.Module)):
         raise ModelFileError(f"{text} must return (model, args, kwargs), not {type(made).__name__}")
     model, args, kwargs = made

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import dit_compile
-from dit_compile.analysis.step_cost import DEFAULT_STEPS
+from dit_compile.analysis.step_cost import planned_steps
 from dit_compile.ir.program import InputKind, Program, placeholders
 from dit_compile.pipeline.base import Pass
 from dit_compile.pipeline.instruments import NumericCheck, StructuralCheck
@@ -67,16 +67,16 @@ def build_report(
     )
 
 
-def cache_schedule(program: Program, steps: int = DEFAULT_STEPS) -> CacheSchedule | None:
-    """Which graph serves which step of a generation; ``None`` where every step is computed.
+def cache_schedule(program: Program, steps: int | None = None) -> CacheSchedule | None:
+    """Which graph serves which step of a generation; ``None`` where that is not known ahead.
 
     A graph takes a site from state just if it reads that state.
     """
     schedule = program.schedule
-    if schedule.policy is None:
+    rows = schedule.mask(steps or planned_steps(schedule))
+    if schedule.policy is None or rows is None:
         return None
-    names = dict(schedule.variants)
-    chosen = [names.get(row, schedule.full) for row in schedule.mask(steps)]
+    chosen = [schedule.choose(row)[1] for row in rows]
     sites = list(dict.fromkeys(spec.path for spec in program.of_kind(InputKind.STATE)))
     reused = {}
     for name, module in program.step_graphs():

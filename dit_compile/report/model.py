@@ -130,14 +130,14 @@ class Cost:
     Attributes:
         flops: operations of a step.
         bytes_moved: bytes of a step if each operator runs on its own.
-        computed: steps of the average that run in full.
+        computed: steps of the average that run in full; ``None`` if only running tells.
         steps: steps that the average is over.
         graphs: cost of each graph that serves steps.
     """
 
     flops: float
     bytes_moved: float
-    computed: int
+    computed: int | None
     steps: int
     graphs: dict[str, GraphCost]
 

@@ -44,11 +44,13 @@ class Call:
         timesteps: the inputs that are the timestep, or may be.
         shapes: sizes of all inputs; a change starts a new generation.
         context: the inputs that tell lanes apart (neither timestep nor latent), by name.
+        lane: the name that the caller gave the lane, empty if none.
     """
 
     timesteps: Times
     shapes: tuple[object, ...]
     context: Mapping[str, object]
+    lane: str = ""
 
 
 @dataclass(eq=False)
@@ -57,6 +59,7 @@ class Lane:
 
     Attributes:
         context: the inputs that identify it.
+        name: what the caller calls it, empty if nothing.
         state: state tensors by name, each from the last step that computed it.
         past: the steps that it has done.
         served: calls so far, by mode.
@@ -66,6 +69,7 @@ class Lane:
     """
 
     context: Mapping[str, Held]
+    name: str = ""
     state: dict[str, Any] = field(default_factory=dict)
     past: list[Done] = field(default_factory=list)
     served: Counter[str] = field(default_factory=Counter)
@@ -73,10 +77,12 @@ class Lane:
     prepared: Any = None
     last_step: int = -1
 
-    def serves(self, context: Mapping[str, object]) -> bool:
+    def serves(self, name: str, context: Mapping[str, object]) -> bool:
         """Whether a call with this context is certainly one of this lane."""
-        return self.context.keys() == context.keys() and all(
-            held.same(context[name]) for name, held in self.context.items()
+        return (
+            self.name == name
+            and self.context.keys() == context.keys()
+            and all(held.same(context[key]) for key, held in self.context.items())
         )
 
 
@@ -288,14 +294,14 @@ class Tracker:
         if self.clock is not None:
             context |= {n: v for n, v in call.timesteps.items() if n not in self.clock}
         for lane in generation.lanes:
-            if lane.serves(context):
+            if lane.serves(call.lane, context):
                 return lane
         if len(generation.seen) > 1:
             for name, value in context.items():
                 if _is_new(generation, name, value):
                     generation.moved.setdefault(name, set()).add(len(generation.seen))
-        lane = Lane({name: self._hold(value) for name, value in context.items()})
-        known = (earlier for earlier in self._earlier_lanes if earlier.serves(context))
+        lane = Lane({name: self._hold(value) for name, value in context.items()}, call.lane)
+        known = (earlier for earlier in self._earlier_lanes if earlier.serves(call.lane, context))
         lane.prepared = next((earlier.prepared for earlier in known), None)
         generation.lanes.append(lane)
         return lane

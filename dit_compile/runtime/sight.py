@@ -7,6 +7,7 @@ from typing import Any
 
 from dit_compile.ir.interface import Binding, Input, InputKind
 from dit_compile.runtime.generation import Call
+from dit_compile.runtime.lanes import current_lane
 
 
 class Sight:
@@ -33,6 +34,7 @@ class Sight:
             timesteps={name: _host_values(values[name]) for name in self._timesteps},
             shapes=tuple(_size(values[name]) for name in self._users),
             context={name: values[name] for name in self._context},
+            lane=current_lane(),
         )
 
 

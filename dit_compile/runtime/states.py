@@ -12,6 +12,9 @@ from dit_compile.ir.interface import Input, InputKind
 from dit_compile.ir.schedule import Done, Schedule, Step
 from dit_compile.runtime.generation import Lane
 
+#: Decisions after which a threshold that always gave the same answer is in question.
+_ENOUGH_STEPS = 8
+
 #: Makes the value of an input from its coefficients.
 Vector = Callable[[str, Sequence[float]], Any]
 
@@ -29,6 +32,7 @@ class States:
         self._schedule = schedule
         self._vector = vector
         self._noted = False
+        self._questioned = False
         inputs = list(inputs)
         ages: dict[str, list[Input]] = {}
         for spec in inputs:
@@ -83,7 +87,27 @@ class States:
     def record(self, lane: Lane, done: Done) -> None:
         """Count a step, and remember it for the policy."""
         lane.past.append(done)
+        if self._schedule.judge and done.step.last:
+            self._question(lane.past)
         if done.computed.issuperset(self._schedule.groups):
             lane.served["computed"] += 1
         else:
             lane.served["forecast" if self._forecasts else "reused"] += 1
+
+    def _question(self, past: Sequence[Done]) -> None:
+        """Say once if a whole generation went by in which the threshold decided nothing."""
+        changes = [done.step.change for done in past if done.step.change is not None]
+        computed = sum(bool(done.computed) for done in past)
+        if self._questioned or len(changes) < _ENOUGH_STEPS or 1 < computed < len(past):
+            return
+        self._questioned = True
+        always = computed == 1
+        what = f"reused every step but the first (largest change {max(changes):.3g})"
+        if not always:
+            what = f"reused nothing (smallest change {min(changes):.3g})"
+        warnings.warn(
+            f"ditc: in {len(past)} steps the cache {what}; {'lower' if always else 'raise'} its "
+            "threshold, or let ditc.calibrate choose one",
+            DitcWarning,
+            stacklevel=2,
+        )
