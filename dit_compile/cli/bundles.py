@@ -132,8 +132,9 @@ def _drawn(manifest: Manifest) -> Arrays:
     rng = np.random.default_rng(0)
     drawn: Arrays = {}
     for value in manifest.inputs:
-        if all(isinstance(size, int) for size in value.shape):
-            noise = rng.standard_normal(value.shape)
+        sizes = [size for size in value.shape if isinstance(size, int)]
+        if len(sizes) == len(value.shape):
+            noise = rng.standard_normal(sizes)
             floating = value.dtype.startswith("float")
             drawn[value.name] = (noise if floating else noise * 0).astype(value.dtype)
     return drawn

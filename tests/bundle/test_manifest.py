@@ -122,7 +122,7 @@ class TestSchedule:
         groups = ("attn", "mlp")
         rows = [(1, 1), (0, 0)]
         variants = tuple((row, f"graph_{i}") for i, row in enumerate(rows))
-        schedule = Schedule("full", policy, groups, variants, "probe", "judge")
+        schedule = Schedule("full", policy, groups, variants=variants, probe="probe", judge="judge")
         saved = to_data(schedule)
         text = json.dumps(dataclasses.asdict(saved.policy))
         again = dataclasses.replace(saved, policy=Policy(**json.loads(text)))
