@@ -2,5 +2,6 @@
 
 from dit_compile.backends.eager import Eager
 from dit_compile.backends.inductor import Inductor
+from dit_compile.backends.onnxruntime import OnnxRuntime
 
-ALL = (Inductor(), Eager())
+ALL = (Inductor(), Eager(), OnnxRuntime())

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dit_compile.explanation import Explanation, explain
     from dit_compile.exporting import export
     from dit_compile.pipeline.pipeline import Pipeline
-    from dit_compile.runtime.compiled import invalidate
     from dit_compile.runtime.lanes import lane
     from dit_compile.runtime.session import Session, session
+    from dit_compile.runtime.weights import invalidate
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOMES = {
     "calibrate": "dit_compile.calibration.calibrate",
     "explain": "dit_compile.explanation",
     "export": "dit_compile.exporting",
-    "invalidate": "dit_compile.runtime.compiled",
+    "invalidate": "dit_compile.runtime.weights",
     "lane": "dit_compile.runtime.lanes",
     "load": "dit_compile.bundle.loaded",
     "session": "dit_compile.runtime.session",

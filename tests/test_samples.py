@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from dit_compile.demo.digits import NULL_CLASS
 from dit_compile.demo.models import BUNDLED
+from dit_compile.quality.metrics import psnr
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -66,3 +69,41 @@ def test_training_goes_all_the_way(name: str, tmp_path: Path) -> None:
     trained = dataclasses.replace(bundled, data=written)
     images = trained.sample(trained.load(), torch.tensor([3]), num_inference_steps=2)
     assert torch.isfinite(images).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("passes", "computed"), [("exact", 50), ("fast", 18)])
+def test_sample_from_bundle(tmp_path: Path, passes: str, computed: int) -> None:
+    """Where torch cannot be imported, 50 steps give the digit that the model draws."""
+    bundle, out = str(tmp_path / "bundle"), str(tmp_path / "out.npy")
+    run("-m", "dit_compile", "export", "digits", bundle, "--passes", passes)
+    without_torch = tmp_path / "torch.py"
+    without_torch.write_text("raise ImportError('there is no torch here')")
+    program = str(SAMPLES / "sample_from_bundle.py")
+    lines = run(
+        "-c",
+        f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"sys.argv = [0, {bundle!r}, {out!r}]\n"
+        f"runpy.run_path({program!r}, None, '__main__')\n"
+        "assert 'torch' not in sys.modules",
+    )
+    assert f"'computed': {computed}, 'reused': {50 - computed}" in lines
+    noise = np.random.default_rng(0).standard_normal((1, 1, 8, 8), dtype=np.float32)
+    want = eager(torch.from_numpy(noise))
+    got = torch.from_numpy(np.load(out))
+    assert psnr(got, want) > (50 if passes == "exact" else 25)
+
+
+def eager(latents: torch.Tensor) -> torch.Tensor:
+    """The same image by the model itself and diffusers' scheduler."""
+    bundled = BUNDLED["digits"]
+    model, scheduler = bundled.load(), bundled.scheduler(50)
+    labels = torch.tensor([3, NULL_CLASS])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            doubled = torch.cat([latents, latents])
+            predicted = model(doubled, t.expand(2), labels, return_dict=False)[0]
+            conditional, unconditional = predicted.chunk(2)
+            guided = unconditional + 3 * (conditional - unconditional)
+            latents = scheduler.step(guided, t, latents, return_dict=False)[0]
+    return latents.clamp(-1, 1)

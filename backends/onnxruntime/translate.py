@@ -71,8 +71,14 @@ def result_names(program: Program, name: str) -> list[str]:
 def _converted(exported: ExportedProgram, opset: int, contrib: bool) -> ir.Model:
     table = decompositions(contrib=contrib)
     if any(node.target in table for node in exported.graph.nodes):
-        exported = exported.run_decompositions(table)
-    return to_onnx(exported, opset)
+        exported = _without_guards(exported).run_decompositions(table)
+    return to_onnx(_without_guards(exported), opset)
+
+
+def _without_guards(exported: ExportedProgram) -> ExportedProgram:
+    """Guards on symbolic sizes name the arguments of the model, which are not this graph's."""
+    exported._guards_code = []
+    return exported
 
 
 def _reason(error: BaseException) -> str:

@@ -45,8 +45,8 @@ def from_data(data: saved.Schedule) -> Schedule:
         raise BundleError("a mask of the bundle's schedule does not fit its groups; export again")
     return Schedule(
         data.full,
-        _policy(data.policy.method, data.policy.options),
-        data.groups,
+        policy=_policy(data.policy.method, data.policy.options),
+        groups=data.groups,
         variants=tuple((item.mask, item.graph) for item in data.variants),
         probe=data.probe,
         judge=data.judge,

@@ -64,7 +64,7 @@ class Graphs:
         self._graphs = manifest.graphs
         self._device = _DEVICES.get(_name(options.providers[0]), "cpu") if options.providers else ""
         files = dict.fromkeys(graph.file for graph in manifest.graphs.values())
-        self._sessions = {file: _session(folder / file, options) for file in files}
+        self._sessions = {file: open_session(folder / file, options) for file in files}
         self._idle = {file: _idle_inputs(session) for file, session in self._sessions.items()}
 
     def run(self, name: str, values: Mapping[str, Any]) -> list[Any]:
@@ -107,7 +107,14 @@ class Graphs:
         return given | {SELECTOR: np.array(graph.variant, np.int64)}
 
 
-def _session(path: Path, options: RuntimeOptions) -> Any:
+def open_session(path: Path, options: RuntimeOptions) -> Any:
+    """An ``onnxruntime.InferenceSession`` that runs where it was asked to.
+
+    Raises:
+        MissingDependencyError: ONNX Runtime is not installed.
+        OptionError: a provider is not there.
+        BackendError: ONNX Runtime refuses the model, or took another provider.
+    """
     runtime = import_runtime()
     names = [_name(provider) for provider in options.providers]
     available = runtime.get_available_providers()

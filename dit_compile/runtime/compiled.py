@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -27,13 +26,9 @@ from dit_compile.runtime.sight import Sight
 from dit_compile.runtime.states import Vector
 from dit_compile.runtime.steps import Returned, Steps, Values
 from dit_compile.runtime.watch import announce, watched
-from dit_compile.runtime.weights import DerivedWeights
 
 #: Makes a compiled Program again with some inputs bound as latents; ``None`` if that failed.
 Rebind = Callable[[Collection[str]], "CompiledProgram | None"]
-
-#: All live sets of derived weights, for :func:`invalidate`.
-_deriving: weakref.WeakSet[DerivedWeights] = weakref.WeakSet()
 
 
 class CompiledProgram:
@@ -82,7 +77,6 @@ class CompiledProgram:
         self._sight = Sight(program.inputs.values())
         self.clock = self._sight.clock
         self.hold: Hold = Held.of
-        _deriving.add(self._ahead.weights)
 
     @property
     def stateful(self) -> bool:
@@ -147,22 +141,6 @@ class CompiledProgram:
                 done.named[output.name] = value
         done.results = tuple(results)
         return done
-
-
-def invalidate(model: torch.nn.Module) -> int:
-    """Tell every compiled Program of ``model`` that its weights were written to.
-
-    Needed only after writes that leave no trace, such as through ``.data``, and only if they must
-    count before the next generation begins.
-
-    Returns:
-        How many sets of derived weights were dropped.
-    """
-    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    found = [derived for derived in list(_deriving) if derived.reads_any(tensors)]
-    for derived in found:
-        derived.invalidate()
-    return len(found)
 
 
 def _vectors(program: Program) -> Vector:

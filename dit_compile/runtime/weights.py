@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -12,14 +14,19 @@ from dit_compile.runtime.identity import Seen
 
 _SAMPLE = 32
 
+T = TypeVar("T")
+
+#: All that was derived from weights and still lives, for :func:`invalidate`.
+_deriving: weakref.WeakSet[DerivedWeights[Any]] = weakref.WeakSet()
+
 
 @dataclass(frozen=True)
-class _Derived:
-    """Derived values and what their sources looked like before they were read."""
+class _Derived(Generic[T]):
+    """What was derived and what their sources looked like before they were read."""
 
     sources: Seen
     sample: torch.Tensor
-    values: Sequence[torch.Tensor]
+    values: T
 
     def fresh(self, sources: Sequence[torch.Tensor], check_content: bool) -> bool:
         """Whether the values are those of ``sources`` still."""
@@ -28,27 +35,28 @@ class _Derived:
         )
 
 
-class DerivedWeights:
-    """Runs a Program's weights graph when its sources change, and only then.
+class DerivedWeights(Generic[T]):
+    """Derives something from weights when they change, and only then.
 
     Each call compares object, storage and version of each source. Writes through ``.data`` leave
     no trace there, so at the start of a generation a strided sample of the content is compared
     too. :meth:`invalidate` is the certain way. A call that is in flight keeps the values it got.
 
     Args:
-        compute: the weights graph: sources in, derived values out.
+        compute: a Program's weights graph, or whatever else is made of weights.
     """
 
-    def __init__(self, compute: Callable[..., Sequence[torch.Tensor]]) -> None:
+    def __init__(self, compute: Callable[..., T]) -> None:
         self._compute = compute
         self._lock = threading.Lock()
-        self._kept: _Derived | None = None  # replaced as a whole, so that it can be read unlocked
+        self._kept: _Derived[T] | None = (
+            None  # replaced as a whole, so that it can be read unlocked
+        )
         self.rebuilds = 0
+        _deriving.add(self)
 
-    def get(
-        self, sources: Sequence[torch.Tensor], *, check_content: bool
-    ) -> Sequence[torch.Tensor]:
-        """The derived values for ``sources``; the same object as long as no source has changed.
+    def get(self, sources: Sequence[torch.Tensor], *, check_content: bool) -> T:
+        """What is derived for ``sources``; the same object as long as no source has changed.
 
         Args:
             sources: the weights that the graph reads, in order.
@@ -61,8 +69,7 @@ class DerivedWeights:
             kept = self._kept
             if kept is None or not kept.fresh(sources, check_content):
                 seen, sample = Seen.of(sources), _sample(sources)
-                values = [value.detach() for value in self._compute(*sources)]
-                self._kept = kept = _Derived(seen, sample, values)
+                self._kept = kept = _Derived(seen, sample, self._compute(*sources))
                 self.rebuilds += 1
             return kept.values
 
@@ -75,6 +82,22 @@ class DerivedWeights:
         """Whether a source is one of the tensors with these ``id``s."""
         kept = self._kept
         return kept is not None and kept.sources.holds_any(identities)
+
+
+def invalidate(model: torch.nn.Module) -> int:
+    """Tell every compiled Program of ``model`` that its weights were written to.
+
+    Needed only after writes that leave no trace, such as through ``.data``, and only if they must
+    count before the next generation begins.
+
+    Returns:
+        How many sets of derived weights were dropped.
+    """
+    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    found = [derived for derived in list(_deriving) if derived.reads_any(tensors)]
+    for derived in found:
+        derived.invalidate()
+    return len(found)
 
 
 def _sample(sources: Sequence[torch.Tensor]) -> torch.Tensor:
