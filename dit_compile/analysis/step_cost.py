@@ -45,9 +45,7 @@ def step_cost(program: Program, steps: int | None = None) -> StepCost:
     return average(program.schedule, graphs, steps)
 
 
-def average(
-    schedule: Schedule, graphs: dict[str, CostValue], steps: int | None = None
-) -> StepCost:
+def average(schedule: Schedule, graphs: dict[str, CostValue], steps: int | None = None) -> StepCost:
     """The cost of a step in a generation of ``steps`` steps, from what one run of each graph costs.
 
     By default these are as many as its policy was calibrated for, or ``DEFAULT_STEPS``.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import dit_compile
-from dit_compile.analysis.step_cost import DEFAULT_STEPS
+from dit_compile.analysis.step_cost import planned_steps
 from dit_compile.ir.program import InputKind, Program, placeholders
 from dit_compile.pipeline.base import Pass
 from dit_compile.pipeline.instruments import NumericCheck, StructuralCheck
@@ -67,7 +67,7 @@ def build_report(
     )
 
 
-def cache_schedule(program: Program, steps: int = DEFAULT_STEPS) -> CacheSchedule | None:
+def cache_schedule(program: Program) -> CacheSchedule | None:
     """Which graph serves which step of a generation; ``None`` where every step is computed.
 
     A graph takes a site from state just if it reads that state.
@@ -75,11 +75,12 @@ def cache_schedule(program: Program, steps: int = DEFAULT_STEPS) -> CacheSchedul
     schedule = program.schedule
     if schedule.policy is None:
         return None
-    names = dict(schedule.variants)
-    chosen = [names.get(row, schedule.full) for row in schedule.mask(steps)]
+    rows = schedule.mask(planned_steps(schedule))
+    chosen = [schedule.choose(row)[1] for row in rows or ()]
     sites = list(dict.fromkeys(spec.path for spec in program.of_kind(InputKind.STATE)))
     reused = {}
-    for name, module in program.step_graphs():
+    for name in schedule.graphs():
+        module = program.graphs[name]
         read = {
             program.inputs[str(node.target)].path
             for node in placeholders(module.graph)

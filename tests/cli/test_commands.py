@@ -57,7 +57,7 @@ class TestExplain:
         assert (miss.path, miss.culprit) == ("blocks.2.norm", "@blocks.2.norm.weight")
         assert 0 < fuse.error_growth < 2
         assert cache.kind == "APPROX"
-        assert cache.notes == ["2 variants, 3 sites, interval=2"]
+        assert cache.notes == ["2 variants, 3 sites, interval{interval=2}"]
         assert [item["name"] for item in report.analysis["inputs"]] == ["x", "c"]
         assert report.analysis["stacks"][0]["blocks"] == 3
 
