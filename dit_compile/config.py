@@ -20,6 +20,39 @@ def strict_by_default() -> bool:
     return os.environ.get("DITC_STRICT", "0") not in ("", "0", "false")
 
 
+def bisection() -> tuple[tuple[int, int] | None, str | None]:
+    """What ``ditc bisect -- command`` asks of this process, in variables that it sets.
+
+    Returns:
+        Where to end each pipeline (``DITC_BISECT_LIMIT=i:n``), and the file in which to tell what
+        each did (``DITC_BISECT_LOG``).
+    """
+    limit = os.environ.get("DITC_BISECT_LIMIT")
+    position, _, rewrites = (limit or "").partition(":")
+    return (
+        (int(position), int(rewrites)) if limit else None,
+        os.environ.get("DITC_BISECT_LOG") or None,
+    )
+
+
+def environment_for_bisection(limit: tuple[int, int] | None, log: str) -> dict[str, str]:
+    """The environment of a command under bisection, in which failures raise."""
+    asked = {} if limit is None else {"DITC_BISECT_LIMIT": f"{limit[0]}:{limit[1]}"}
+    rest = {key: value for key, value in os.environ.items() if key != "DITC_BISECT_LIMIT"}
+    return {**rest, **asked, "DITC_BISECT_LOG": log, "DITC_STRICT": "1"}
+
+
+def repro_dir() -> Path | None:
+    """Where a crash of a pass leaves what reproduces it: ``DITC_REPRO_DIR``, none if it is empty.
+
+    By default a folder beside the measurements.
+    """
+    explicit = os.environ.get("DITC_REPRO_DIR")
+    if explicit is not None:
+        return Path(explicit) if explicit else None
+    return cache_dir() / "repro"
+
+
 def environment_with_inductor_cache(folder: str) -> dict[str, str]:
     """The environment for a child process in which Inductor keeps its cache in ``folder``."""
     return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}

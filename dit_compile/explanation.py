@@ -17,11 +17,13 @@ from dit_compile.analysis.binding import node_bindings, settle
 from dit_compile.analysis.blocks import describe_stacks, find_structure
 from dit_compile.analysis.tokens import describe_tokens, find_tokens
 from dit_compile.capture.export import capture_module
-from dit_compile.errors import AnalysisError
+from dit_compile.errors import AnalysisError, OptionError
 from dit_compile.ir.fake import is_operator
 from dit_compile.ir.program import Binding, InputKind, Program
+from dit_compile.ir.runnable import runnable
 from dit_compile.pipeline.instruments import NumericCheck, StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, Pipeline
+from dit_compile.pipeline.watched import run_watched
 from dit_compile.report.build import build_report
 from dit_compile.report.codec import to_json
 from dit_compile.report.diff import pass_diff
@@ -73,6 +75,35 @@ class Explanation:
         """
         write_page(self.report, path)
 
+    def program_at(self, position: int | None = None) -> Program:
+        """The Program after the pass at ``position``, the final one by default.
+
+        Stages are made again when they are asked for; ``-1`` is the captured Program.
+
+        Raises:
+            OptionError: there is no such pass.
+        """
+        if position is None:
+            return self.program
+        if not -1 <= position < len(self.pipeline):
+            raise OptionError(
+                f"there is no pass #{position}; they are #0 to #{len(self.pipeline) - 1}, and -1 "
+                "is the captured program"
+            )
+        program = self.captured.copy()
+        Pipeline(self.pipeline.passes[: position + 1]).run(program)
+        return program
+
+    def python(self, position: int | None = None) -> str:
+        """The Program after the pass at ``position`` as a Python module that runs.
+
+        Raises:
+            OptionError: there is no such pass.
+        """
+        where = "" if position is None else f" after #{position}"
+        title = f"{self.report.model}{where}: {self.report.pipeline or 'as captured'}."
+        return runnable(self.program_at(position), title=title)
+
     def markdown(self) -> str:
         """The report for a comment on a pull request."""
         return markdown(self.report)
@@ -119,7 +150,7 @@ def explain(
     instruments: list[Instrument] = [verifier, recorder]
     numbers = NumericCheck(example_inputs(program, args, kwargs)) if numerics else None
     instruments += [numbers] if numbers else []
-    run = pipeline.run(program, instruments=instruments)
+    run = run_watched(pipeline, program, instruments=instruments)
     report = build_report(
         type(model).__name__,
         program,

@@ -33,6 +33,7 @@ from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
 from dit_compile.pipeline.presets import preset
 from dit_compile.pipeline.registry import find_backend
+from dit_compile.pipeline.watched import run_watched
 from dit_compile.report.build import build_report
 from dit_compile.report.record import Recorder
 from dit_compile.report.write import check_target, write_numbered
@@ -195,7 +196,7 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
     settle(program, options.bindings)
     run = run_passes(program, pipeline, options)
     for record in run.dropped:
-        _warn(f"pass {record.item.name} is left out: {record.failure.splitlines()[0]}")
+        _warn(f"pass {record.item.name} is left out: {_with_repro(record.failure)}")
 
     def rebind(names: Collection[str]) -> CompiledProgram | None:
         paths = sorted(captured.inputs[name].path for name in names)
@@ -222,7 +223,8 @@ def run_passes(program: Program, pipeline: Pipeline, options: Options) -> Pipeli
     verifier = StructuralCheck() if options.verify else None
     recorder = Recorder() if options.report else None
     instruments: list[Instrument] = [item for item in (verifier, recorder) if item is not None]
-    run = pipeline.run(program, instruments=instruments, undo_failures=not options.strict)
+    undo = not options.strict
+    run = run_watched(pipeline, program, instruments=instruments, undo_failures=undo)
     if recorder is not None and options.report:
         report = build_report("torch.compile", program, run, recorder, verifier=verifier)
         try:
@@ -234,6 +236,12 @@ def run_passes(program: Program, pipeline: Pipeline, options: Options) -> Pipeli
 
 def _warn(message: str) -> None:
     warnings.warn(f"ditc: {message}", DitcWarning, stacklevel=3)
+
+
+def _with_repro(failure: str) -> str:
+    """The first line of a failure, and where its repro is."""
+    head, *rest = failure.splitlines()
+    return head + "".join(f" ({line.strip()})" for line in rest if line.startswith("  repro: "))
 
 
 def _first(error: BaseException) -> str:

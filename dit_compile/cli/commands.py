@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from dit_compile.errors import OptionError
+from dit_compile.errors import OptionError, ReportError
 from dit_compile.ir.printer import print_program
 from dit_compile.report.table import print_report, terminal
 
 if TYPE_CHECKING:
     from dit_compile.explanation import Explanation
+    from dit_compile.ir.program import Program
+    from dit_compile.pipeline.pipeline import Pipeline
     from dit_compile.report.model import Report
 
 
@@ -65,7 +68,47 @@ def opt(args: argparse.Namespace) -> None:
         sys.stdout.write(found.json() + "\n")
         return
     found.print(terminal(stderr=True))
-    sys.stdout.write((found.diff() if args.diff else print_program(found.program)) + "\n")
+    if args.diff:
+        text = found.diff()
+    elif args.python:
+        text = found.python(args.stage)
+    else:
+        text = print_program(found.program_at(args.stage))
+    sys.stdout.write(text + "\n")
+
+
+def bisect(args: argparse.Namespace) -> None:
+    """``ditc bisect``: the first pass and rewrite with which a check fails."""
+    from dit_compile import bisect as bisection
+    from dit_compile.pipeline.instruments import NumericCheck, StructuralCheck
+
+    if args.check:
+        culprit = bisection.bisect_command(args.check)
+    elif args.target is None:
+        raise OptionError("give a target, or a command behind --: ditc bisect -- python check.py")
+    else:
+        program, pipeline, values = _captured(args)
+        culprit = bisection.bisect(
+            program, pipeline, instruments=lambda: [StructuralCheck(), NumericCheck(values)]
+        )
+    sys.stdout.write(culprit.text() + "\n")
+
+
+def reduce(args: argparse.Namespace) -> None:
+    """``ditc reduce``: the least of a model on which a pass still fails."""
+    from dit_compile.reduce import reduce as shrink
+    from dit_compile.repro import write_repro
+
+    program, pipeline, _ = _captured(args)
+    small = shrink(program, pipeline)
+    try:
+        place = write_repro(
+            small.program, small.pipeline, 0, small.error, Path(args.out), weights=args.weights
+        )
+    except OSError as error:
+        raise ReportError(f"cannot write to {args.out!r}: {error}") from error
+    sys.stderr.write(f"{small.before} -> {small.nodes} nodes in {small.tests} tests\n")
+    sys.stdout.write(f"{print_program(small.program)}\n# {small.error}\n# repro: {place}\n")
 
 
 def is_report(text: str) -> bool:
@@ -145,6 +188,24 @@ def list_passes(args: argparse.Namespace) -> None:
     for name, text in PRESETS.items():
         console.print(f"preset {name}: {text}", soft_wrap=True)
     console.print(f"targets: {', '.join(backends())}")
+
+
+def _captured(args: argparse.Namespace) -> tuple[Program, Pipeline, dict[str, Any]]:
+    """The Program of a target, the passes, and values for its inputs."""
+    import torch
+
+    from dit_compile.analysis.binding import settle
+    from dit_compile.capture.export import capture_module
+    from dit_compile.cli.target import load_target
+    from dit_compile.explanation import example_inputs
+    from dit_compile.pipeline.pipeline import Pipeline
+
+    pipeline = Pipeline.parse(args.passes)
+    with contextlib.redirect_stdout(sys.stderr), torch.no_grad():
+        target = load_target(args.target)
+        program = capture_module(target.model, target.args, target.kwargs)
+    settle(program, _bindings(args.bind))
+    return program, pipeline, example_inputs(program, target.args, target.kwargs)
 
 
 def _report(path: str) -> Report:

@@ -27,8 +27,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         0, or 1 after an error of ditc or if nobody reads the output. Wrong usage exits with 2, as
         ``argparse`` does.
     """
-    args = _parser().parse_args(argv)
-    args.command_line = shlex.join(["ditc", *(sys.argv[1:] if argv is None else argv)])
+    words = list(sys.argv[1:] if argv is None else argv)
+    behind = words.index("--") if words[:1] == ["bisect"] and "--" in words else len(words)
+    args = _parser().parse_args(words[:behind])
+    args.check = words[behind + 1 :]
+    args.command_line = shlex.join(["ditc", *words])
     try:
         args.command(args)
         sys.stdout.flush()
@@ -67,10 +70,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_target(opt, default=None)
     opt.add_argument("--diff", action="store_true", help="print the diffs in place of the IR")
     opt.add_argument("--json", action="store_true", help="print the run as JSON")
+    opt.add_argument("--python", action="store_true", help="print a module that runs, not the IR")
+    opt.add_argument("--stage", type=int, metavar="N", help="stop after pass #N; -1: as captured")
     opt.set_defaults(command=commands.opt)
 
     _add_export(subs.add_parser("export", help="write a model as a bundle that runs without torch"))
     _add_run(subs.add_parser("run", help="run a bundle over a loop of steps"))
+
+    bisect = subs.add_parser(
+        "bisect",
+        help="find the pass and the rewrite that break something",
+        epilog="ditc bisect -- python check.py: the command's exit status is the check. Without "
+        "one, each exact pass is compared with float64.",
+    )
+    _add_target(bisect, default="exact", optional=True)
+    bisect.set_defaults(command=commands.bisect)
+
+    reduce = subs.add_parser("reduce", help="shrink a model on which a pass fails")
+    _add_target(reduce, default="exact")
+    reduce.add_argument("--out", default="repro", help="folder for the case (%(default)s)")
+    reduce.add_argument("--weights", action="store_true", help="keep the weights in it too")
+    reduce.set_defaults(command=commands.reduce)
 
     _add_calibrate(subs.add_parser("calibrate", help="fit a cache to a model, or choose one"))
 
@@ -177,9 +197,13 @@ def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
 
 
 def _add_target(
-    parser: argparse.ArgumentParser, *, default: str | None, numerics: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    default: str | None,
+    numerics: bool = True,
+    optional: bool = False,
 ) -> None:
-    parser.add_argument("target", help=_TARGET_HELP)
+    parser.add_argument("target", nargs="?" if optional else None, help=_TARGET_HELP)
     parser.add_argument(
         "--passes",
         default=default,

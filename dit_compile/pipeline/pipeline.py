@@ -47,6 +47,16 @@ class PassRecord:
     details: dict[str, object] = field(default_factory=dict)
 
 
+class OnFailure(Protocol):
+    """Is told of a pass that failed."""
+
+    def __call__(
+        self, program: Program, pipeline: Pipeline, position: int, error: DitcError
+    ) -> str:
+        """Keep what there is to keep; returns what to add to the error's message."""
+        ...
+
+
 class Instrument(Protocol):
     """Watches a pipeline run. Instruments never edit the Program."""
 
@@ -141,6 +151,8 @@ class Pipeline:
         instruments: Sequence[Instrument] = (),
         undo_failures: bool = False,
         limit: tuple[int, int] | None = None,
+        into: PipelineRun | None = None,
+        on_failure: OnFailure | None = None,
     ) -> PipelineRun:
         """Run all passes on ``program``, in place.
 
@@ -151,7 +163,11 @@ class Pipeline:
             program: the Program to rewrite.
             instruments: watchers, called in order after each pass.
             undo_failures: drop a failing pass and go on, instead of raising.
-            limit: ``(i, n)`` ends the run after ``n`` rewrites of pass ``i``.
+            limit: ``(i, n)`` ends the run after ``n`` rewrites of pass ``i``; with ``n = 0`` that
+                pass does not run at all.
+            into: is filled with what was done, also when a pass raises.
+            on_failure: is given the Program as the failing pass found it, the pipeline, the pass's
+                position and the error; what it returns is added to the error's message.
 
         Returns:
             A record for each pass.
@@ -164,11 +180,17 @@ class Pipeline:
         pristine = program.copy()
         failures: dict[int, str] = {}
         while True:
-            run = PipelineRun(self)
+            run = PipelineRun(self) if into is None else into
+            run.records.clear()
             try:
                 self._run_once(program, run, instruments, failures, limit)
             except _Failed as failed:
                 program.restore(pristine.copy())
+                if on_failure is not None:
+                    found = pristine.copy()
+                    self._run_once(found, PipelineRun(self), (), failures, (failed.position, 0))
+                    note = on_failure(found, self, failed.position, failed.error)
+                    failed.error.args = (f"{failed.error}{note}",)
                 if not undo_failures:
                     raise failed.error from failed.__cause__
                 failures[failed.position] = str(failed.error)
@@ -190,6 +212,8 @@ class Pipeline:
             instrument.start(program)
         before = run.captured = fingerprint(program)
         for position, item in enumerate(self.passes):
+            if limit == (position, 0):
+                return
             record = PassRecord(item, nodes_before=count_nodes(program))
             run.records.append(record)
             if position in failures:
@@ -214,6 +238,8 @@ class Pipeline:
         item: Pass, record: PassRecord, program: Program, limit: int | None, before: str
     ) -> None:
         rewriter = Rewriter(program, limit=limit)
+        record.rewrites, record.misses = rewriter.rewrites, rewriter.misses
+        record.notes = rewriter.notes
         started = time.perf_counter()
         computed = computation(program) if item.kind is Kind.ANNOTATE else ""
         graphs_before = {name: id(module) for name, module in program.graphs.items()}
@@ -221,8 +247,6 @@ class Pipeline:
             item.run(program, rewriter)
         rewriter.finish()
         record.seconds = time.perf_counter() - started
-        record.rewrites, record.misses = rewriter.rewrites, rewriter.misses
-        record.notes = rewriter.notes
         after = fingerprint(program)
         record.changed = after != before
         record.details["fingerprint"] = after

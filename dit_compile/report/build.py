@@ -67,19 +67,20 @@ def build_report(
     )
 
 
-def cache_schedule(program: Program, steps: int | None = None) -> CacheSchedule | None:
-    """Which graph serves which step of a generation; ``None`` where that is not known ahead.
+def cache_schedule(program: Program) -> CacheSchedule | None:
+    """Which graph serves which step of a generation; ``None`` where every step is computed.
 
     A graph takes a site from state just if it reads that state.
     """
     schedule = program.schedule
-    rows = schedule.mask(steps or planned_steps(schedule))
-    if schedule.policy is None or rows is None:
+    if schedule.policy is None:
         return None
-    chosen = [schedule.choose(row)[1] for row in rows]
+    rows = schedule.mask(planned_steps(schedule))
+    chosen = [schedule.choose(row)[1] for row in rows or ()]
     sites = list(dict.fromkeys(spec.path for spec in program.of_kind(InputKind.STATE)))
     reused = {}
-    for name, module in program.step_graphs():
+    for name in schedule.graphs():
+        module = program.graphs[name]
         read = {
             program.inputs[str(node.target)].path
             for node in placeholders(module.graph)

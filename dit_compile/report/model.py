@@ -130,7 +130,7 @@ class Cost:
     Attributes:
         flops: operations of a step.
         bytes_moved: bytes of a step if each operator runs on its own.
-        computed: steps of the average that run in full; ``None`` if only running tells.
+        computed: steps of the average that run in full, ``None`` if only running tells.
         steps: steps that the average is over.
         graphs: cost of each graph that serves steps.
     """
@@ -252,7 +252,7 @@ class CacheSchedule:
 
     Attributes:
         policy: the caching policy in one line.
-        steps: name of the graph for each step of a generation.
+        steps: name of the graph for each step of a generation, empty if only running tells.
         sites: paths of the sites.
         reused: for each graph, the positions of the sites that it does not compute.
     """

@@ -171,10 +171,10 @@ class Recorder:
         return literal(arg)
 
     def _cost(self, program: Program, graphs: list[Graph]) -> Cost:
+        nodes = {graph.name: graph.nodes for graph in graphs}
         totals = {
-            graph.name: _total([self._costs[index] for index in graph.nodes])
-            for graph in graphs
-            if not graph.ahead
+            name: _total([self._costs[index] for index in nodes[name]])
+            for name in program.schedule.graphs()
         }
         return cost_entry(average(program.schedule, totals))
 

@@ -101,7 +101,7 @@ function scheduleMap(schedule) {
   const { steps, sites, reused } = schedule;
   const skipped = Object.fromEntries(Object.entries(reused).map(([graph, at]) => [graph, new Set(at)]));
   const label = 230;
-  const cell = Math.max(6, Math.min(20, Math.floor(860 / steps.length)));
+  const cell = Math.max(6, Math.min(20, Math.floor(860 / (steps.length || 1))));
   const row = sites.length > 40 ? 9 : 14;
   const [width, height] = [label + steps.length * cell + 8, 26 + sites.length * row];
   const parts = [];
@@ -123,6 +123,8 @@ function scheduleMap(schedule) {
   });
   const total = sites.length * steps.length;
   const saved = steps.reduce((sum, graph) => sum + (skipped[graph]?.size || 0), 0);
-  const summary = `${total - saved} of ${total} site evaluations are computed, ${saved} reused, over ${steps.length} steps`;
+  const summary = !steps.length
+    ? `${count(sites.length, "site")}; which of them a step computes is decided while sampling`
+    : `${total - saved} of ${total} site evaluations are computed, ${saved} reused, over ${steps.length} steps`;
   return { summary, picture: s("svg.schedule", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": summary }, parts) };
 }

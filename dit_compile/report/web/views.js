@@ -340,12 +340,12 @@ function scheduleView(report) {
   const schedule = report.schedule;
   const { summary, picture } = scheduleMap(schedule);
   const last = report.stages.at(-1).cost;
-  const graphs = [...new Set(schedule.steps)];
+  const graphs = Object.keys(schedule.reused);
   return [
     h("h1", {}, "Cache schedule"),
     h("p", {}, h("code", {}, schedule.policy), ` · ${summary}.`),
-    h("p.legend", {}, h("span.key.computed", {}), " computed ", h("span.key.reused", {}), " reused from state"),
-    h("div.scroll.map", { tabindex: 0, role: "region", "aria-label": "Step by site" }, picture),
+    schedule.steps.length > 0 && h("p.legend", {}, h("span.key.computed", {}), " computed ", h("span.key.reused", {}), " reused from state"),
+    schedule.steps.length > 0 && h("div.scroll.map", { tabindex: 0, role: "region", "aria-label": "Step by site" }, picture),
     h("h2", {}, "Graphs"),
     h(
       "table",
@@ -359,7 +359,7 @@ function scheduleView(report) {
             "tr",
             {},
             h("th.mono", { scope: "row" }, `@${name}`),
-            h("td.number", {}, schedule.steps.filter((each) => each === name).length),
+            h("td.number", {}, schedule.steps.length ? schedule.steps.filter((each) => each === name).length : "as measured"),
             h("td.number", {}, `${(schedule.reused[name] || []).length} of ${schedule.sites.length}`),
             h("td.number", {}, flopText(last.graphs[name]?.flops || 0)),
             h("td.number", {}, byteText(last.graphs[name]?.bytes_moved || 0)),

@@ -1,0 +1,126 @@
+"""What reproduces the failure of a pass: a folder with text alone, and weights only on request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dit_compile
+from dit_compile import config
+from dit_compile.errors import DitcError
+from dit_compile.ir.fake import describe
+from dit_compile.ir.printer import print_program
+from dit_compile.ir.program import InputKind, Program
+from dit_compile.ir.runnable import runnable
+from dit_compile.pipeline.pipeline import Pipeline
+
+
+def write_repro(
+    program: Program,
+    pipeline: Pipeline,
+    position: int,
+    error: DitcError | str,
+    folder: Path,
+    *,
+    weights: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Write a folder that reproduces a failure; one that is there already is left as it is.
+
+    It holds ``program.txt`` (the IR as the pass found it), ``case.py`` (the same as a module that
+    runs, and the target of ``ditc explain``), ``repro.json`` (pipeline, error, versions, shapes,
+    seed, command) and, on request, ``weights.safetensors``. Nothing in it is pickled.
+
+    Args:
+        program: the Program as the failing pass found it.
+        pipeline: the passes.
+        position: the failing one.
+        error: what it raised.
+        folder: where to put it; its name says which pass and which case.
+        weights: whether to keep the values of the weights too.
+        seed: for the inputs.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    text = print_program(program)
+    item = pipeline.passes[position]
+    name = f"{item.name}-{hashlib.sha256(f'{text}{item}'.encode()).hexdigest()[:12]}"
+    place = folder / name
+    if place.exists():
+        return place
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}."))
+    try:
+        title = f"What {item.name} fails on."
+        facts = _facts(program, pipeline, position, str(error), seed)
+        facts["command"] = shlex.join(
+            ["ditc", "explain", f"{place / 'case.py'}:target", "--passes", str(item)]
+        )
+        (draft / "program.txt").write_text(text + "\n", encoding="utf-8")
+        (draft / "case.py").write_text(runnable(program, title=title, seed=seed), encoding="utf-8")
+        (draft / "repro.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        if weights:
+            _save_weights(program, draft / "weights.safetensors")
+        os.replace(draft, place)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return place
+
+
+def keep_repro(program: Program, pipeline: Pipeline, position: int, error: DitcError) -> str:
+    """Leave a repro in the folder of the settings; returns the line that tells of it.
+
+    Keeping it must never hide the error itself, so what goes wrong here is told and no more.
+    """
+    folder = config.repro_dir()
+    if folder is None:
+        return ""
+    try:
+        return f"\n  repro: {write_repro(program, pipeline, position, error, folder)}"
+    except Exception as failure:
+        return f"\n  no repro was kept: {type(failure).__name__}: {failure}"
+
+
+def _facts(
+    program: Program, pipeline: Pipeline, position: int, error: str, seed: int
+) -> dict[str, Any]:
+    shapes = {}
+    for module in program.graphs.values():
+        for node in module.graph.find_nodes(op="placeholder"):
+            shapes[str(node.target)] = describe(node.meta.get("val"))
+    return {
+        "pipeline": str(pipeline),
+        "pass": str(pipeline.passes[position]),
+        "position": position,
+        "error": error,
+        "versions": {
+            "ditc": dit_compile.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "system": platform.system(),
+        },
+        "shapes": shapes,
+        "seed": seed,
+    }
+
+
+def _save_weights(program: Program, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {
+        spec.path: program.constants[spec.name].detach().clone().contiguous()
+        for spec in program.of_kind(InputKind.WEIGHT)
+        if spec.name in program.constants
+    }
+    save_file(tensors, path)
