@@ -176,7 +176,7 @@ class Recorder:
             for graph in graphs
             if not graph.ahead
         }
-        return cost_entry(average(program, totals))
+        return cost_entry(average(program.schedule, totals))
 
 
 def cost_entry(cost: StepCost) -> Cost:
