@@ -204,7 +204,7 @@ def _captured(args: argparse.Namespace) -> tuple[Program, Pipeline, dict[str, An
     with contextlib.redirect_stdout(sys.stderr), torch.no_grad():
         target = load_target(args.target)
         program = capture_module(target.model, target.args, target.kwargs)
-    settle(program, _bindings(args.bind))
+    settle(program, parse_bindings(args.bind))
     return program, pipeline, example_inputs(program, target.args, target.kwargs)
 
 
