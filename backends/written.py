@@ -36,6 +36,7 @@ class Written:
         weights: the file that holds all weights, if it is one of its own.
         dtypes: element types that were replaced, in numpy's words.
         notes: what was changed for the target.
+        program: what was written, where graphs were added to it.
     """
 
     graphs: Mapping[str, Graph]
@@ -43,6 +44,7 @@ class Written:
     weights: str | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    program: Program | None = None
 
 
 class Writer(Protocol):

@@ -80,6 +80,7 @@ def export(
         settle(program, bindings)
         pipeline.run(program, instruments=[StructuralCheck()])
         written = writer.write(program, folder, ExportOptions(opset, contrib, split))
+        program = written.program or program
         manifest = Manifest(
             format=format,
             model=type(model).__name__,
@@ -135,6 +136,7 @@ def _interface(program: Program, written: Written) -> dict[str, tuple[Value, ...
         "states": of_kind(InputKind.STATE),
         "coefficients": of_kind(InputKind.COEFFICIENTS),
         "derived": of_kind(InputKind.DERIVED),
+        "rows": of_kind(InputKind.ROWS),
     }
 
 

@@ -51,12 +51,16 @@ def _attach_transposed(
     A runtime would transpose it at load, and hold both copies in memory.
     """
     users = [node for node, _ in value.uses() if _transposes(node)]
-    if not users:
+    products = [node for node, index in value.uses() if index == 1 and _takes_transposed(node)]
+    if not users and not products:
         return
     name = f"{value.name}.T"
     laid_out = ir.Value(name=name, type=value.type, shape=ir.Shape(tensor.t().shape))
     laid_out.const_value = file.add(name, tensor.t(), _dtype(value))
     graph.register_initializer(laid_out)
+    for node in products:  # one copy serves them and ``MatMul``, which has no such option
+        node.attributes["transB"] = ir.AttrInt64("transB", 0)
+        node.replace_input_with(1, laid_out)
     for node in users:
         node.outputs[0].replace_all_uses_with(laid_out)
         graph.remove(node, safe=True)
@@ -71,3 +75,8 @@ def _transposes(node: ir.Node) -> bool:
 def _dtype(value: ir.Value) -> ir.DataType:
     assert value.dtype is not None
     return value.dtype
+
+
+def _takes_transposed(node: ir.Node) -> bool:
+    option = node.attributes.get("transB")
+    return node.op_type == "Gemm" and option is not None and option.as_int() == 1

@@ -62,6 +62,8 @@ def result_names(program: Program, name: str) -> list[str]:
             results += 1
         elif output.kind is OutputKind.MEASURE:
             names.append(MEASURED)
+        elif output.kind is OutputKind.ROWS:
+            names.append(f"{output.name}_rows")
         else:
             prefix = "next_" if output.kind is OutputKind.STATE else ""
             names.append(prefix + output.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,11 @@ from dit_compile.backends.onnxruntime.halves import widen
 from dit_compile.backends.onnxruntime.merge import merge
 from dit_compile.backends.onnxruntime.translate import OPSETS, result_names, translate
 from dit_compile.backends.onnxruntime.weights import WeightsFile
+from dit_compile.backends.rows import with_rows
 from dit_compile.backends.written import ExportOptions, Written
 from dit_compile.bundle.manifest import Graph, Result
 from dit_compile.errors import OptionError
-from dit_compile.ir.program import WEIGHTS, InputKind, Program, placeholders
+from dit_compile.ir.program import ROWS, TABLE, WEIGHTS, Input, InputKind, Program, placeholders
 
 WEIGHTS_FILE = "weights.bin"
 #: The model of all graphs that can serve a step.
@@ -42,6 +43,7 @@ class OnnxWriter:
             raise OptionError(
                 f"opset takes {OPSETS.start} to {OPSETS.stop - 1}, not {options.opset}"
             )
+        program = with_rows(program)
         file = WeightsFile(folder / WEIGHTS_FILE)
         values = known_weights(program)
         halves = half_types(program)
@@ -62,8 +64,11 @@ class OnnxWriter:
         if len(steps) > 1 and not options.split:
             states = [spec.name for spec in program.of_kind(InputKind.STATE)]
             models[_STEP] = merge({name: models.pop(name) for name in steps}, states)
-            for number, name in enumerate(steps):
-                graphs[name] = replace(graphs[name], file=f"{_STEP}.onnx", variant=number)
+            _share_file(graphs, steps, _STEP)
+        if ROWS in models and not options.split:
+            clocks = [spec.name for spec in _clocks(program)]
+            models[TABLE] = merge({name: models.pop(name) for name in (TABLE, ROWS)}, clocks)
+            _share_file(graphs, [TABLE, ROWS], TABLE)
         for name, model in models.items():
             ir.save(model, folder / f"{name}.onnx")
         return Written(
@@ -72,13 +77,29 @@ class OnnxWriter:
             WEIGHTS_FILE,
             dict.fromkeys(halves, "float32"),
             tuple(f"{name} was widened to float32" for name in halves),
+            program,
         )
+
+
+def _share_file(graphs: dict[str, Graph], names: Sequence[str], file: str) -> None:
+    for number, name in enumerate(names):
+        graphs[name] = replace(graphs[name], file=f"{file}.onnx", variant=number)
+
+
+def _clocks(program: Program) -> list[Input]:
+    """The inputs of which one variant of the table reads one, and the other many."""
+    rows = program.of_kind(InputKind.ROWS)
+    return [
+        *rows,
+        *(s for s in program.of_kind(InputKind.USER) if s.path in {r.path for r in rows}),
+    ]
 
 
 def exported_graphs(program: Program) -> list[str]:
     """The graphs that run ahead of the steps, but for weights alone, and those of the steps."""
     ahead = [name for name, _ in program.ahead_graphs() if name != WEIGHTS]
-    return [*ahead, *program.schedule.graphs()]
+    rows = [ROWS] if ROWS in program.graphs else []
+    return [*ahead, *rows, *program.schedule.graphs()]
 
 
 def make_model(

@@ -17,8 +17,8 @@ from dit_compile.bundle.manifest import Manifest
 from dit_compile.bundle.policy import from_data
 from dit_compile.bundle.sessions import Graphs, RuntimeOptions
 from dit_compile.errors import BundleError, OptionError
-from dit_compile.ir.interface import PROLOGUE, TABLE, OutputKind
-from dit_compile.runtime.generation import Call, Hold, Lane
+from dit_compile.ir.interface import PROLOGUE, ROWS, TABLE, OutputKind
+from dit_compile.runtime.generation import Call, Hold, Lane, Tracker
 from dit_compile.runtime.session import current
 from dit_compile.runtime.sight import Sight
 from dit_compile.runtime.steps import Returned, Steps, Values
@@ -27,6 +27,8 @@ _Key = tuple[tuple[float, ...], ...]
 
 #: Rows of a table that are kept for a lane at most, in bytes.
 _MAX_TABLE_BYTES = 512 << 20
+#: Rows from which on it is faster to compute them together, filled up as they are.
+_WORTHWHILE = 3
 
 
 @dataclass
@@ -91,13 +93,13 @@ class LoadedProgram:
             call = self._sight.look(values)
             place = tracker.place(call)
             self.clock = self.clock or tracker.clock
-            self._fill(values, call, place.lane)
+            self._fill(values, call, place.lane, tracker)
             return self._steps.serve(values, place).returned.results
         except BaseException:
             tracker.end()
             raise
 
-    def _fill(self, values: Values, call: Call, lane: Lane) -> None:
+    def _fill(self, values: Values, call: Call, lane: Lane, tracker: Tracker) -> None:
         """Add what graphs that run ahead of the steps return, computed when it is not known yet."""
         if lane.prepared is None:
             ready = PROLOGUE in self.manifest.graphs
@@ -109,9 +111,40 @@ class LoadedProgram:
         key = tuple(times for name, times in call.timesteps.items() if name in reads)
         rows = lane.prepared.rows
         if key not in rows:
-            rows[key] = self._run(TABLE, values).named
-            _bound(rows)
+            missing = [k for k in self._foreseen(tracker, key) if k not in rows]
+            if len(missing) >= _WORTHWHILE:
+                rows.update(self._rows(values, missing))
+            if key not in rows:
+                rows[key] = self._run(TABLE, values).named
+            _bound(rows, key)
         values.update(rows[key])
+
+    def _foreseen(self, tracker: Tracker, key: _Key) -> list[_Key]:
+        """The timesteps to come, this one among them, where one table can serve several."""
+        clocks = self.manifest.rows
+        if len(clocks) != 1 or len(key) != 1:
+            return []
+        if tracker.timesteps is None:
+            name = clocks[0].name.removesuffix("_rows")
+            return [(times[name],) for times in tracker.earlier_times]
+        if len({*key[0]}) != 1:
+            return []
+        rounded = np.asarray(tracker.timesteps).astype(clocks[0].dtype).tolist()
+        return [((float(value),) * len(key[0]),) for value in rounded]
+
+    def _rows(self, values: Values, keys: list[_Key]) -> dict[_Key, Values]:
+        """The table's values at several timesteps, as many at a time as its graph takes."""
+        (clock,) = self.manifest.rows
+        shape = [int(size) for size in clock.shape]
+        found: dict[_Key, Values] = {}
+        for start in range(0, len(keys), shape[0]):
+            some = keys[start : start + shape[0]]
+            filled = [*some, *[some[-1]] * (shape[0] - len(some))]
+            times = np.array([key[0] for key in filled]).astype(clock.dtype).reshape(shape)
+            table = self._run(ROWS, {**values, clock.name: times}).named
+            for i, key in enumerate(some):
+                found[key] = {name: value[i] for name, value in table.items()}
+        return found
 
     def _run(self, name: str, values: Values) -> Returned:
         """Run a graph and sort its outputs by what they are for."""
@@ -133,11 +166,18 @@ def _vector(name: str, row: Sequence[float]) -> Any:
     return np.array(row, np.float32)
 
 
-def _bound(rows: dict[_Key, Values]) -> None:
-    """Forget the oldest rows of a table that has grown too large; the latest stays."""
-    size = sum(value.tensor_size_in_bytes() for value in next(reversed(rows.values())).values())
-    while len(rows) > 1 and len(rows) * size > _MAX_TABLE_BYTES:
-        del rows[next(iter(rows))]
+def _bound(rows: dict[_Key, Values], keep: _Key) -> None:
+    """Forget the oldest rows of a table that has grown too large."""
+    size = sum(map(_bytes, rows[keep].values()))
+    for key in list(rows):
+        if len(rows) * size <= _MAX_TABLE_BYTES:
+            break
+        if key != keep:
+            del rows[key]
+
+
+def _bytes(value: Any) -> int:
+    return int(value.nbytes if isinstance(value, np.ndarray) else value.tensor_size_in_bytes())
 
 
 def load(

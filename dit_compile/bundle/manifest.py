@@ -49,7 +49,7 @@ class Result:
     Attributes:
         name: the output's name in the file.
         kind: ``user`` for the caller, ``state`` to keep, ``derived`` for the graphs that follow,
-            ``measure`` for the schedule to decide by.
+            ``rows`` for these at several steps, ``measure`` for the schedule to decide by.
         value: the name under which graphs read it; for the caller, the name of the result.
     """
 
@@ -135,6 +135,7 @@ class Manifest:
         states: what a session keeps from step to step.
         coefficients: of forecasts from several states: what the schedule makes at each step.
         derived: what graphs return to those that follow.
+        rows: what the table for several steps reads in place of the timestep.
         graphs: all graphs by name.
         schedule: which of them runs at a step.
         files: all files but the manifest, by name.
@@ -153,6 +154,7 @@ class Manifest:
     states: tuple[Value, ...]
     coefficients: tuple[Value, ...]
     derived: tuple[Value, ...]
+    rows: tuple[Value, ...]
     graphs: Mapping[str, Graph]
     schedule: Schedule
     files: Mapping[str, File] = field(default_factory=dict)
@@ -217,7 +219,7 @@ def _parsed(data: dict[str, Any]) -> Manifest:
     policy = schedule["policy"]
     values = {
         key: tuple(Value(**{**item, "shape": tuple(item["shape"])}) for item in data[key])
-        for key in ("inputs", "results", "states", "coefficients", "derived")
+        for key in ("inputs", "results", "states", "coefficients", "derived", "rows")
     }
     graphs = {
         name: Graph(
@@ -248,9 +250,9 @@ def _parsed(data: dict[str, Any]) -> Manifest:
 
 def _check_references(manifest: Manifest) -> None:
     """Every name that is used is declared, and every value that is read is made."""
-    users, results, states, coefficients, derived = (
+    users, results, states, coefficients, derived, rows = (
         _unique(what, getattr(manifest, what))
-        for what in ("inputs", "results", "states", "coefficients", "derived")
+        for what in ("inputs", "results", "states", "coefficients", "derived", "rows")
     )
     schedule = manifest.schedule
     _known("weights", [manifest.weights] if manifest.weights else [], manifest.files)
@@ -260,12 +262,17 @@ def _check_references(manifest: Manifest) -> None:
         OutputKind.USER.value: results,
         OutputKind.STATE.value: states,
         OutputKind.DERIVED.value: derived,
+        OutputKind.ROWS.value: derived,
         OutputKind.MEASURE.value: [MEASURED],
     }
     made = {kind: set[str]() for kind in targets}
     for name, graph in manifest.graphs.items():
         _known(f"graph {name!r}: file", [graph.file], manifest.files)
-        _known(f"graph {name!r}: inputs", graph.inputs, {*users, *states, *coefficients, *derived})
+        _known(
+            f"graph {name!r}: inputs",
+            graph.inputs,
+            {*users, *states, *coefficients, *derived, *rows},
+        )
         for output in graph.outputs:
             _known(f"graph {name!r}: outputs", [output.value], targets[output.kind])
             made[output.kind].add(output.value)

@@ -27,6 +27,7 @@ class InputKind(enum.Enum):
     STATE = "state"  # carried from step to step by a Session
     COEFFICIENTS = "coefficients"  # of a forecast from several states; made by the schedule
     DERIVED = "derived"  # computed by an earlier graph of the Program
+    ROWS = "rows"  # the timestep of several steps at once
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class OutputKind(enum.Enum):
     MUTATION = "mutation"  # copied back into the input it is named after
     STATE = "state"  # kept by the Session under its name
     DERIVED = "derived"  # fed to later graphs under its name
+    ROWS = "rows"  # the same for several steps, one behind the other
     MEASURE = "measure"  # a number that the schedule decides by
 
 
@@ -76,5 +78,7 @@ WEIGHTS = "weights"
 PROLOGUE = "prologue"
 #: The graph whose values depend on the timestep: one row for each step, all computed together.
 TABLE = "table"
+#: The table for several steps at once; bundles alone have it.
+ROWS = "table_rows"
 #: The graphs that run ahead of the steps, in order, and when their values are known.
 AHEAD = {WEIGHTS: Binding.WEIGHT, PROLOGUE: Binding.INVARIANT, TABLE: Binding.TIMESTEP}

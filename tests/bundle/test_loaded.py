@@ -75,6 +75,30 @@ class TestResults:
                 assert_same(run(loaded, loop), alone(toy, loop, every(2, 8)))
             assert session.summary()["generations"] == 2
 
+    def test_rows_of_all_steps_are_computed_together(
+        self, loaded: Any, toy: Toy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names: list[str] = []
+        real = loaded._graphs.run
+        monkeypatch.setattr(
+            loaded._graphs, "run", lambda name, values: names.append(name) or real(name, values)
+        )
+        loop, times = Loop(label(2)), [999.0, *TIMES, 0.5]
+        with ditc.session(loaded, timesteps=times):
+            longer = Loop(label(2), times=times)
+            assert_same(run(loaded, longer), alone(toy, longer, every(2, 10)))
+        assert names.count("table_rows") == 1
+        assert names.count("prologue") == 1
+        assert "table" not in names
+        names.clear()
+        with ditc.session(loaded):
+            run(loaded, loop)
+            assert (names.count("table"), names.count("table_rows")) == (8, 0)
+            run(loaded, loop)
+            assert (names.count("table"), names.count("table_rows")) == (8, 0)  # kept
+            run(loaded, Loop(label(3)))
+            assert (names.count("table"), names.count("table_rows")) == (8, 1)  # foreseen
+
     def test_guidance_branches_are_lanes(self, loaded: Any, toy: Toy) -> None:
         loops = Loop(label(2)), Loop(label(4), seed=1)
         with ditc.session(loaded) as session:

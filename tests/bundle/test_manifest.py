@@ -33,7 +33,7 @@ def test_what_it_says_of_the_toy(split: Path) -> None:
     assert [v.name for v in manifest.states][:2] == ["state_blocks_0_attn", "state_blocks_0_mlp"]
     assert manifest.states[0].shape == (1, 6, 16)
     assert {v.binding for v in manifest.derived} == {"invariant", "timestep"}
-    assert set(manifest.graphs) == {"full", "reuse", "prologue", "table"}
+    assert set(manifest.graphs) == {"full", "reuse", "prologue", "table", "table_rows"}
     assert manifest.graphs["reuse"].outputs[0].kind == "user"
     assert manifest.schedule.policy is not None
     assert manifest.schedule.policy.options == {"interval": 2}
