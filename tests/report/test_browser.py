@@ -306,7 +306,8 @@ def test_dit_xl(tmp_path: Path) -> None:
     assert path.stat().st_size < 5e6
     with Browser() as browser:
         assert browser.open(path) < 2
-        assert len(passes(browser)) == 8
+        shown = [e.name for e in found.report.passes if e.changed or e.misses]
+        assert passes(browser) == shown
         browser.click("#entry-1")
         assert browser.text(".times") == "\u00d728 identical, shown once"
         browser.press("3")
