@@ -300,7 +300,8 @@ def test_dit_xl(tmp_path: Path) -> None:
     }
     model = case.build(torch.bfloat16, "cpu")
     found = explain(model, (), kwargs, passes="fast", numerics=False)
-    assert sum(entry.changed for entry in found.report.passes) == 8
+    # Widening fires as well where this machine multiplies half precision slowly.
+    assert sum(entry.changed for entry in found.report.passes) in (8, 9)
     path = tmp_path / "report.html"
     found.html(path)
     assert path.stat().st_size < 5e6
