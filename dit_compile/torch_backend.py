@@ -226,7 +226,11 @@ def run_passes(program: Program, pipeline: Pipeline, options: Options) -> Pipeli
     undo = not options.strict
     run = run_watched(pipeline, program, instruments=instruments, undo_failures=undo)
     if recorder is not None and options.report:
-        report = build_report("torch.compile", program, run, recorder, verifier=verifier)
+        plan = options.plan if isinstance(options.plan, Plan) else None
+        decided = None if plan is None else {k: v for k, v in vars(plan).items() if k != "weights"}
+        report = build_report(
+            "torch.compile", program, run, recorder, verifier=verifier, plan=decided
+        )
         try:
             write_numbered(report, options.report)
         except ReportError as error:  # a full disk is no reason to compile another way

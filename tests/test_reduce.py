@@ -51,9 +51,9 @@ def test_a_crash_in_28_blocks_becomes_a_few_nodes() -> None:
     found = reduce(program, CRASH)
     assert found.before > 300
     assert found.nodes == 4
-    assert [
-        str(node.target) for node in found.program.main.nodes if node.op == "call_function"
-    ] == [*("aten.layer_norm.default", "aten.mul.Tensor", "aten.add.Tensor", "aten.linear.default")]
+    assert operators(found) == [
+        *("aten.layer_norm.default", "aten.mul.Tensor", "aten.add.Tensor", "aten.linear.default")
+    ]
     assert isinstance(found.error.__cause__, KeyError)
     assert (found.position, str(found.pipeline)) == (1, "crash")
     Verifier().check(found.program)

@@ -35,7 +35,7 @@ def test_explain_your_model() -> None:
     printed = run(str(SAMPLES / "explain_your_model.py"))
     assert "fuse-adaln" in printed
     assert "x3 identical, shown once" in printed
-    assert "2 variants, 6 sites, interval=2" in printed
+    assert "2 variants, 6 sites, interval{interval=2}" in printed
 
 
 def test_the_same_from_the_command_line() -> None:

@@ -68,7 +68,8 @@ class TestOptions:
             (
                 {"target": "inductr"},
                 OptionError,
-                "unknown target 'inductr'; did you mean 'inductor'?; targets are inductor, eager",
+                "unknown target 'inductr'; did you mean 'inductor'?; targets are inductor, eager, "
+                "onnxruntime",
             ),
             (
                 {"preset": "exact", "passes": "fuse-qkv"},

@@ -153,7 +153,7 @@ def node_cost(node: fx.Node, weights: Collection[fx.Node]) -> Cost:
         rule.flops(node),
         sympy.Add(*reads.values()),
         stored_bytes(node),
-        sympy.Add(*(size for source, size in reads.items() if _root(source) in weights)),
+        sympy.Add(*(size for source, size in reads.items() if root_of(source) in weights)),
     )
 
 
@@ -186,7 +186,7 @@ def _checked(graph: fx.Graph, weights: Collection[fx.Node]) -> frozenset[fx.Node
     return frozenset(weights)
 
 
-def _root(node: fx.Node) -> fx.Node:
+def root_of(node: fx.Node) -> fx.Node:
     """The node whose data ``node`` is, or is a view of."""
     while node.op == "call_function" and is_view(node):
         node = node.all_input_nodes[0]
@@ -331,7 +331,7 @@ class _FusedModel:
         rule = rule_of(node)
         flops = _number(rule.flops(node), self.hints) if rule.heavy else 0
         read = sum(self._read(*item, heavy=flops > 0) for item in rule.reads(node).items())
-        roots = dict.fromkeys(map(_root, node.all_input_nodes))
+        roots = dict.fromkeys(map(root_of, node.all_input_nodes))
         read += sum(self.pending.pop(root, 0) for root in roots)
         if not flops:
             self.pending[node] = read
@@ -349,7 +349,7 @@ class _FusedModel:
     def finish(self, output: fx.Node) -> None:
         """Account for the graph's results, and for reads that no heavy operator has made."""
         self._spend(sum(self.pending.values()))
-        for root in dict.fromkeys(map(_root, output.all_input_nodes)):
+        for root in dict.fromkeys(map(root_of, output.all_input_nodes)):
             if root.op != "call_function" or not tensors_of(root):
                 continue
             size, maker = self._stored(root), self.maker.get(root)
@@ -361,7 +361,7 @@ class _FusedModel:
             self._spend(size)
 
     def _read(self, source: fx.Node, size: sympy.Expr, *, heavy: bool) -> int:
-        root = _root(source)
+        root = root_of(source)
         if root.op == "call_function" and not (heavy and root in self.maker):
             return 0
         left = self.unread.setdefault(root, self._stored(root))

@@ -28,6 +28,10 @@ def explain(args: argparse.Namespace) -> None:
         from dit_compile.report.page import write_page
 
         write_page(report, args.html)
+    if args.graph:
+        from dit_compile.report.graphs import write_graph
+
+        write_graph(report, args.graph)
     if args.json:
         from dit_compile.report.codec import to_json
 

@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="print the report as JSON")
     explain.add_argument("--markdown", action="store_true", help="print it for a pull request")
     explain.add_argument("--html", metavar="PATH", help="also write it as one page for a browser")
+    explain.add_argument(
+        "--graph", metavar="PATH", help="also write the result as .dot, .graphml or .explorer.json"
+    )
     explain.set_defaults(command=commands.explain)
 
     diff = subs.add_parser("diff", help="show the graph diff of one pass, or of two runs")

@@ -8,6 +8,7 @@ from dit_compile import config
 from dit_compile.bisect import log_run
 from dit_compile.ir.program import Program
 from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
+from dit_compile.pipeline.trace import Trace
 from dit_compile.repro import keep_repro
 
 
@@ -28,7 +29,7 @@ def run_watched(
     try:
         return pipeline.run(
             program,
-            instruments=instruments,
+            instruments=[*instruments, Trace()],
             undo_failures=undo_failures,
             limit=limit,
             into=run,

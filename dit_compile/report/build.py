@@ -31,6 +31,7 @@ def build_report(
     analysis: Mapping[str, Any] | None = None,
     capture_seconds: float = 0.0,
     command: str = "",
+    plan: Mapping[str, Any] | None = None,
 ) -> Report:
     """The report of one run.
 
@@ -44,6 +45,7 @@ def build_report(
         analysis: what was found in the captured model.
         capture_seconds: time to trace the model.
         command: the command that reproduces the run.
+        plan: what the plan that the run was given says, if it was given one.
     """
     return Report(
         model=name,
@@ -62,6 +64,7 @@ def build_report(
         passes=[_entry(i, record, recorder) for i, record in enumerate(run.records)],
         schedule=cache_schedule(program),
         annotations={path: _plain(notes) for path, notes in program.annotations.items()},
+        plan=None if plan is None else _plain(plan),
         analysis=dict(analysis or {}),
         command=command,
     )

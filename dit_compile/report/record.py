@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from dit_compile.analysis.cost import CostValue, node_cost, symbol_hints
+from dit_compile.analysis.cost import CostValue
+from dit_compile.analysis.shared_cost import SharedCosts
 from dit_compile.analysis.step_cost import StepCost, average
-from dit_compile.errors import AnalysisError
 from dit_compile.ir.fake import describe
 from dit_compile.ir.origin import origin_of
 from dit_compile.ir.printer import is_unpacked, literal, results_text, target_name, unpacked
@@ -75,6 +75,7 @@ class Recorder:
     _known: Identities = field(default_factory=Identities)
     _last: dict[fx.Node, tuple[_Reading, int]] = field(default_factory=dict)
     _costs: dict[int, CostValue] = field(default_factory=dict)
+    _shared: SharedCosts = field(default_factory=SharedCosts)
     _values: set[int] = field(default_factory=set)
 
     def start(self, program: Program) -> None:
@@ -127,7 +128,7 @@ class Recorder:
             return index
         form = self._form(node, program, picked)
         if index < 0 or form != dataclasses.replace(self.nodes[index], flops=0, bytes=0):
-            cost = _node_cost(node, weights)
+            cost = self._shared.of(node, weights)
             index = len(self.nodes)
             self.nodes.append(dataclasses.replace(form, flops=cost.flops, bytes=cost.bytes_moved))
             self._costs[index] = cost
@@ -196,14 +197,6 @@ def cost_entry(cost: StepCost) -> Cost:
 def _total(costs: list[CostValue]) -> CostValue:
     add: Callable[[str], int] = lambda name: sum(getattr(cost, name) for cost in costs)  # noqa: E731
     return CostValue(*(add(each.name) for each in dataclasses.fields(CostValue)))
-
-
-def _node_cost(node: fx.Node, weights: frozenset[fx.Node]) -> CostValue:
-    cost = node_cost(node, weights)
-    try:
-        return cost.evaluate()
-    except AnalysisError:  # symbolic sizes count as what they were at capture
-        return cost.evaluate(symbol_hints(node.graph))
 
 
 def _role(program: Program, node: fx.Node) -> str:

@@ -163,6 +163,83 @@ class TestOpt:
         assert json.loads(done.out)["pipeline"] == "fuse-adaln"
         assert "hit/miss" not in done.err
 
+    def test_python_that_runs(self, ditc: Run, model_file: str) -> None:
+        done = ditc("opt", f"{model_file}:make", "--passes", "fuse-qkv,fuse-adaln", "--python")
+        space: dict[str, Any] = {"__name__": "stage"}
+        exec(compile(done.out, "stage.py", "exec"), space)
+        (result,) = space["run"](space["values"]())["full"]
+        assert result.shape == (2, 4, 8)
+
+    def test_an_earlier_stage(self, ditc: Run, model_file: str) -> None:
+        args = ("opt", f"{model_file}:make", "--passes", "fuse-qkv,fuse-adaln", "--stage")
+        assert ditc(*args, "-1").out.count("aten.linear(") == 12
+        first = ditc(*args, "0").out
+        assert first.count("aten.linear(") == 6
+        assert "aten.layer_norm" in first
+        failed = ditc(*args, "2")
+        assert "there is no pass #2; they are #0 to #1" in failed.err
+
+
+class TestFindingFaults:
+    @pytest.fixture
+    def wrong(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Layer norms fused with another epsilon, in the third block alone."""
+        from dit_compile.passes.fusion import fuse_adaln
+
+        plain, seen = fuse_adaln.FuseAdaLN.run, []
+
+        def run(self: Any, program: Any, rw: Any) -> None:
+            call = rw.call
+
+            def spoiled(target: Any, *args: Any, **options: Any) -> Any:
+                seen.append(target)
+                if len(rw.rewrites) == 3:
+                    args = (*args[:3], 0.5)
+                return call(target, *args, **options)
+
+            rw.call = spoiled
+            plain(self, program, rw)
+
+        monkeypatch.setattr(fuse_adaln.FuseAdaLN, "run", run)
+
+    @pytest.mark.usefixtures("wrong")
+    def test_bisect(self, ditc: Run, model_file: str) -> None:
+        done = ditc("bisect", f"{model_file}:make", "--passes", "fuse-qkv,fuse-adaln")
+        assert done.code == 0
+        head, place, *lines = done.out.splitlines()
+        assert head == "first failing: pass fuse-adaln (#1), rewrite 3 of 3; 5 runs"
+        assert place == "#1 fuse-adaln @ blocks.2"
+        assert [line[0] for line in lines[:5]] == ["-"] * 4 + ["+"]
+        assert "0.5)" in lines[4]
+
+    def test_bisect_wants_something_to_check(self, ditc: Run, model_file: str) -> None:
+        assert "give a target, or a command behind --" in ditc("bisect").err
+        nothing = ditc("bisect", f"{model_file}:make", "--passes", "fuse-qkv")
+        assert (nothing.code, nothing.out) == (1, "")
+        assert "there is nothing to find" in nothing.err
+
+    def test_reduce(
+        self, ditc: Run, model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dit_compile.passes.fusion import fuse_adaln
+
+        def crash(norm: Any, rw: Any) -> None:
+            raise IndexError("planted")
+
+        monkeypatch.setattr(fuse_adaln, "_match", crash)
+        done = ditc(
+            *("reduce", f"{model_file}:make", "--passes", "fuse-qkv,fuse-adaln"),
+            *("--out", str(tmp_path / "cases")),
+        )
+        assert done.code == 0
+        assert "36 -> 1 nodes" not in done.out
+        assert "-> 1 nodes in" in done.err
+        assert "aten.layer_norm(" in done.out
+        place = Path(done.out.rpartition("# repro: ")[2].strip())
+        again = ditc("explain", f"{place / 'case.py'}:target", "--passes", "fuse-adaln")
+        assert again.code == 1
+        assert "IndexError: planted" in again.err
+
 
 def test_passes(ditc: Run) -> None:
     done = ditc("passes")

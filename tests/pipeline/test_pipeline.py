@@ -264,7 +264,13 @@ class TestTransactions:
 
 
 class TestLimits:
-    @pytest.mark.parametrize("count", [0, 1, 2, 3])
+    def test_none_of_a_pass_is_not_running_it(self) -> None:
+        program = transformer()
+        run = Pipeline.parse("remove-noops,fuse-qkv,fuse-adaln").run(program, limit=(1, 0))
+        assert [record.item.name for record in run.records] == ["remove-noops"]
+        assert print_program(program) == print_program(transformer())
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
     def test_stops_after_n_rewrites_of_pass_i(self, count: int) -> None:
         program = transformer()
         check = StructuralCheck()

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from dit_compile.bench.cases import find_case
+from dit_compile.explanation import explain
 from dit_compile.report.model import Miss, Node
 from dit_compile.report.page import write_page
 from tests.report import browser as browsers
@@ -284,3 +287,35 @@ def test_hostile_names(shared: Browser, tmp_path: Path, text: str) -> None:
     assert len(shared.texts("script")) == 2
     assert shared.problems() == []
     assert shared.requests() == []
+
+
+@pytest.mark.slow
+def test_dit_xl(tmp_path: Path) -> None:
+    """28 blocks and eight passes that fire: small enough, quick enough, and all there."""
+    pytest.importorskip("diffusers", reason="the model comes from diffusers")
+    case = find_case("dit-xl-2-256")
+    kwargs = case.inputs(2, torch.bfloat16, "cpu") | {
+        "timestep": case.timesteps(50, torch.bfloat16)[:1].repeat(2),
+        "return_dict": False,
+    }
+    model = case.build(torch.bfloat16, "cpu")
+    found = explain(model, (), kwargs, passes="fast", numerics=False)
+    # Widening fires as well where this machine multiplies half precision slowly.
+    assert sum(entry.changed for entry in found.report.passes) in (8, 9)
+    path = tmp_path / "report.html"
+    found.html(path)
+    assert path.stat().st_size < 5e6
+    with Browser() as browser:
+        assert browser.open(path) < 2
+        shown = [e.name for e in found.report.passes if e.changed or e.misses]
+        assert passes(browser) == shown
+        browser.click("#entry-1")
+        assert browser.text(".times") == "\u00d728 identical, shown once"
+        browser.press("3")
+        assert len(browser.texts(".line")) > 1000
+        browser.press("1", "j", "j", "n", "Enter")
+        assert browser.text("#inspected") == "aten.layer_norm"
+        browser.click("#entry-schedule")
+        assert len(browser.texts(".schedule rect")) == 56 * 50
+        assert browser.problems() == []
+        assert browser.requests() == []

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from dit_compile.calibration.plan import Plan, Trial
 from dit_compile.errors import DitcWarning, OptionError, ReportError
 from dit_compile.report import write
 from dit_compile.report.codec import load
 from dit_compile.report.write import check_target, write_numbered
-from tests.ir.models import Transformer, noise, seeded
+from dit_compile.torch_backend import Options, run_passes
+from tests.ir.models import Transformer, noise, seeded, transformer
 from tests.report.entries import real
 
 
@@ -52,6 +54,18 @@ def test_through_torch_compile(tmp_path: Path) -> None:
     assert report.schedule is not None
     assert report.stages[0].errors is None
     assert report.seconds.verify > 0
+
+
+def test_a_plan_is_in_the_report(tmp_path: Path) -> None:
+    trial = Trial("fuse-qkv", 41.2, 0.01, 1.1, 0.5, 1.2)
+    plan = Plan("fuse-qkv", 20, {}, [trial], {"torch": "2.13"})
+    options = Options(plan=plan, report=str(tmp_path / "run.json"))
+    run_passes(transformer(), options.pipeline(), options)
+    found = load(tmp_path / "run.json").plan
+    assert found is not None
+    assert (found["passes"], found["steps"]) == ("fuse-qkv", 20)
+    assert found["curve"][0]["psnr"] == 41.2
+    assert "weights" not in found
 
 
 def test_a_report_that_cannot_be_written_changes_nothing_else(
