@@ -18,8 +18,9 @@ from dit_compile.backends.written import ExportOptions, Written
 from dit_compile.bundle import policy
 from dit_compile.bundle.folder import MANIFEST, file_entry, new_folder
 from dit_compile.bundle.manifest import Manifest, Value
+from dit_compile.calibration.plan import Plan
 from dit_compile.capture.export import capture_module
-from dit_compile.errors import CaptureError
+from dit_compile.errors import CaptureError, OptionError
 from dit_compile.ir.fingerprint import fingerprint
 from dit_compile.ir.interface import MAIN, Binding, InputKind, OutputKind
 from dit_compile.ir.program import Program, output_args, placeholders
@@ -37,7 +38,8 @@ def export(
     path: str | os.PathLike[str],
     *,
     format: str = "onnx",
-    passes: str = "exact",
+    passes: str | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
     bindings: Mapping[str, str] | None = None,
     dynamic_shapes: Any = None,
     opset: int = 20,
@@ -55,7 +57,8 @@ def export(
         kwargs: keyword example arguments.
         path: the folder to write.
         format: ``onnx``, for ONNX Runtime; ``ditc.load`` then needs no torch.
-        passes: pipeline text or a preset's name.
+        passes: pipeline text or a preset's name; ``exact`` by default.
+        plan: a Plan from ``ditc.calibrate``, or the path of one, in place of a pipeline.
         bindings: binding time by argument name, where structure cannot tell.
         dynamic_shapes: as for ``torch.export.export``: which sizes may vary.
         opset: version of ONNX's standard operators, 18 to 23.
@@ -70,13 +73,19 @@ def export(
         PipelineError, OptionError, BindingError: an argument is wrong.
         CaptureError: the model cannot be traced, or autograd would record.
         BackendError: a graph has no such form.
+        PlanError: the Plan cannot be read, or was made for another model.
         BundleError: there is something else at ``path``.
     """
     check_torch()
-    pipeline = Pipeline.parse(passes)
+    if passes is not None and plan is not None:
+        raise OptionError("give either passes or plan, not both")
+    chosen = Plan.of(plan) if plan is not None else None
+    pipeline = chosen.pipeline() if chosen else Pipeline.parse(passes or "exact").calibrated()
     writer = find_format(format)
     with new_folder(Path(path), overwrite=overwrite) as folder, torch.no_grad():
         program = capture_module(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+        if chosen is not None:
+            chosen.check(program)
         settle(program, bindings)
         pipeline.run(program, instruments=[StructuralCheck()])
         written = writer.write(program, folder, ExportOptions(opset, contrib, split))

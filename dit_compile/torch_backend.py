@@ -27,8 +27,7 @@ from dit_compile.errors import (
     ReportError,
     suggest,
 )
-from dit_compile.ir.fake import tensor_of
-from dit_compile.ir.program import InputKind, Program, placeholders
+from dit_compile.ir.program import InputKind, Program
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
 from dit_compile.pipeline.presets import preset
@@ -90,8 +89,8 @@ class Options:
         if len(given) > 1:
             raise OptionError(f"give either {given[0]!r} or {given[1]!r}, not both")
         parsed = cls(**dict(options or {}))
-        if parsed.plan is not None and not isinstance(parsed.plan, Plan):
-            parsed = dataclasses.replace(parsed, plan=Plan.load(parsed.plan))
+        if parsed.plan is not None:
+            parsed = dataclasses.replace(parsed, plan=Plan.of(parsed.plan))
         parsed.pipeline()
         if parsed.report is not None:
             check_target(parsed.report)
@@ -101,7 +100,7 @@ class Options:
     def pipeline(self) -> Pipeline:
         """The pipeline that these options ask for."""
         if isinstance(self.plan, Plan):
-            return Pipeline.parse(self.plan.passes)
+            return self.plan.pipeline()
         text = self.passes if self.passes is not None else preset(self.preset)
         return Pipeline.parse(text).calibrated()
 
@@ -170,12 +169,7 @@ def _check(plan: Plan, captured: Program, example_inputs: Sequence[Any]) -> None
     Raises:
         PlanError: naming the first weight that differs.
     """
-    specs = captured.of_kind(InputKind.WEIGHT)
-    named = {str(node.target): node for node in placeholders(captured.main)}
-    shapes = {spec.path: tensor_of(named[spec.name]).shape for spec in specs if spec.name in named}
-    misfit = plan.misfit({path: tuple(map(int, shape)) for path, shape in shapes.items()})
-    if misfit:
-        raise PlanError(f"the plan was made for another model: {misfit}; calibrate this one")
+    plan.check(captured)
     passed = [spec for spec in captured.inputs.values() if spec.name not in captured.constants]
     values = {
         spec.path: value

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dit_compile as ditc
-from dit_compile.errors import BackendError, BundleError, CaptureError, OptionError, PipelineError
+from dit_compile.calibration.plan import Plan, Weight
+from dit_compile.errors import (
+    BackendError,
+    BundleError,
+    CaptureError,
+    OptionError,
+    PipelineError,
+    PlanError,
+)
 
 DIM = 16
 
@@ -205,6 +213,18 @@ def test_models_that_have_no_such_form(
         ({"format": "onxx"}, OptionError, "did you mean 'onnx'"),
         ({"opset": 17}, OptionError, "opset takes 18 to 23, not 17"),
         ({"passes": "exactt"}, PipelineError, "did you mean 'exact'"),
+        (
+            {"passes": "insert-block-cache{method=magnitude}"},
+            PipelineError,
+            "must be calibrated first",
+        ),
+        ({"passes": "exact", "plan": "x.json"}, OptionError, "either passes or plan, not both"),
+        ({"plan": "none.json"}, PlanError, "cannot read the plan 'none.json'"),
+        (
+            {"plan": Plan("exact", 8, {})},
+            PlanError,
+            "another model: it knows no weight conv.weight",
+        ),
     ],
 )
 def test_wrong_options(
@@ -213,6 +233,17 @@ def test_wrong_options(
     with pytest.raises(error, match=message):
         ditc.export(Small(), (noise(2, 4, 8, 8),), {}, tmp_path / "b", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_says_which_passes(tmp_path: Path) -> None:
+    model = Small()
+    weights = {path: Weight.of(tensor) for path, tensor in model.named_parameters()}
+    passes = "remove-noops,eliminate-common"
+    plan = Plan(passes, 8, weights).save(tmp_path / "small.plan.json")
+    x = noise(2, 4, 8, 8)
+    manifest = ditc.export(model, (x,), {}, tmp_path / "b", plan=plan)
+    assert manifest.pipeline == passes
+    agree(tmp_path / "b", model, x)
 
 
 def test_nothing_else_is_overwritten(tmp_path: Path) -> None:

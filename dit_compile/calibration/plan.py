@@ -18,6 +18,9 @@ from typing_extensions import Self
 
 from dit_compile.calibration.curve import curve_table, save_curve
 from dit_compile.errors import PlanError
+from dit_compile.ir.fake import tensor_of
+from dit_compile.ir.program import InputKind, Program, placeholders
+from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.report.table import terminal
 
 #: Goes up when a file of an earlier version can no longer be read.
@@ -145,18 +148,37 @@ class Plan:
         }
         return cls(weights=weights, curve=[Trial(**t) for t in data.pop("curve")], **data)
 
-    def misfit(self, shapes: Mapping[str, Sequence[int]]) -> str:
-        """Why the Plan was made for another structure; empty if it fits.
+    @classmethod
+    def of(cls, plan: Self | str | os.PathLike[str]) -> Self:
+        """A Plan, or the one in a file.
 
-        Args:
-            shapes: the shapes of a model's weights by path.
+        Raises:
+            PlanError: there is no such file, or it is no Plan of this version.
         """
-        for path, shape in shapes.items():
-            if path not in self.weights:
-                return f"it knows no weight {path}"
-            if self.weights[path].shape != tuple(shape):
-                return f"{path} is {list(shape)}, not {list(self.weights[path].shape)}"
-        return ""
+        return plan if isinstance(plan, cls) else cls.load(plan)  # type: ignore[arg-type]
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline, ready to run."""
+        return Pipeline.parse(self.passes)
+
+    def check(self, captured: Program) -> None:
+        """Raise if the Plan was made for another structure than that of a captured Program.
+
+        Raises:
+            PlanError: naming the first weight that differs.
+        """
+        for node in placeholders(captured.main):
+            spec = captured.inputs[str(node.target)]
+            if spec.kind is not InputKind.WEIGHT:
+                continue
+            known, shape = self.weights.get(spec.path), tuple(map(int, tensor_of(node).shape))
+            if known is None or known.shape != shape:
+                misfit = f"it knows no weight {spec.path}"
+                if known is not None:
+                    misfit = f"{spec.path} is {list(shape)}, not {list(known.shape)}"
+                raise PlanError(
+                    f"the plan was made for another model: {misfit}; calibrate this one"
+                )
 
     def strange(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
         """Paths of the weights that have other values than when the Plan was made."""

@@ -42,6 +42,7 @@ def export(args: argparse.Namespace) -> None:
             args.path,
             format=args.format,
             passes=args.passes,
+            plan=args.plan,
             bindings=parse_bindings(args.bind),
             opset=args.opset,
             contrib=not args.no_contrib,

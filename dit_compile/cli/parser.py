@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.set_defaults(command=commands.diff)
 
     opt = subs.add_parser("opt", help="run passes on a model and print the resulting IR")
-    _add_target(opt, default=None)
+    _add_target(opt, default=None, required=True)
     opt.add_argument("--diff", action="store_true", help="print the diffs in place of the IR")
     opt.add_argument("--json", action="store_true", help="print the run as JSON")
     opt.add_argument("--python", action="store_true", help="print a module that runs, not the IR")
@@ -123,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
-    _add_target(export, default="exact", numerics=False)
+    _add_target(export, default=None, numerics=False)
+    export.add_argument("--plan", metavar="PATH", help="a plan from calibrate, not --passes")
     export.add_argument("path", help="the folder to write")
     export.add_argument("--format", default="onnx", help=f"{', '.join(formats())} (%(default)s)")
     export.add_argument("--opset", type=int, default=20, help="of ONNX, 18 to 23 (%(default)s)")
@@ -203,6 +204,7 @@ def _add_target(
     parser: argparse.ArgumentParser,
     *,
     default: str | None,
+    required: bool = False,
     numerics: bool = True,
     optional: bool = False,
 ) -> None:
@@ -210,7 +212,7 @@ def _add_target(
     parser.add_argument(
         "--passes",
         default=default,
-        required=default is None,
+        required=required,
         metavar="TEXT",
         help="pipeline text or preset, such as 'exact' or 'fuse-qkv{min-siblings=3},fuse-adaln'",
     )
