@@ -223,7 +223,7 @@ def test_models_that_have_no_such_form(
         (
             {"plan": Plan("exact", 8, {})},
             PlanError,
-            "another model: it knows no weight conv.weight",
+            "another model: it knows no weight conv",
         ),
     ],
 )
