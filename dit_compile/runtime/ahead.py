@@ -204,8 +204,22 @@ def _foreseen(tracker: Tracker, clock: list[str], values: Values, key: Key) -> l
         return [_key(times, clock) for times in tracker.earlier_times]
     if len(clock) != 1 or len({*key[0]}) != 1 or not isinstance(values[clock[0]], torch.Tensor):
         return []
-    rounded = torch.tensor(stated, dtype=torch.float64).to(values[clock[0]].dtype).tolist()
-    return [((float(value),) * len(key[0]),) for value in rounded]
+    rounded = torch.tensor(stated, dtype=torch.float64).to(values[clock[0]].dtype)
+    scaled = _scaled(rounded, tracker.index, key[0][0])
+    return [((float(value),) * len(key[0]),) for value in scaled.tolist()]
+
+
+def _scaled(stated: torch.Tensor, index: int, own: float) -> torch.Tensor:
+    """The stated timesteps on the model's scale, as the one at ``index`` tells it.
+
+    Flow-matching pipelines call the model with the scheduler's timesteps over 1000.
+    """
+    at = float(stated[index]) if index < len(stated) else own
+    if own in (0.0, at):
+        return stated
+    ratio = at / own
+    whole = round(ratio)
+    return stated / (whole if abs(ratio - whole) <= 1e-2 * abs(whole) else ratio)
 
 
 def _stack(rows: Sequence[tuple[float, ...]], like: torch.Tensor) -> torch.Tensor:

@@ -180,6 +180,11 @@ class Tracker:
         return Place(step, lane, doubt, boundary=step.index == 0 or not follows)
 
     @property
+    def index(self) -> int:
+        """The index of the current step in its generation."""
+        return len(self.generation.seen) - 1 if self.generation is not None else 0
+
+    @property
     def moving(self) -> set[str]:
         """Inputs that were taken to be fixed for a generation and are not.
 

@@ -60,6 +60,21 @@ def test_stated_timesteps_are_embedded_at_once(model: Toy, fast: Any, runs: Coun
     assert runs["rows"] == len(TIMES) - 1
 
 
+@pytest.mark.parametrize("divisor", [1000, 3.7])
+def test_stated_timesteps_may_be_on_another_scale(
+    model: Toy, fast: Any, runs: Counter[str], divisor: float
+) -> None:
+    """FLUX's pipeline states 1000 to 0 and calls the model with 1 to 0."""
+    scaled = (torch.tensor(TIMES) / divisor).tolist()
+    loop = Loop(prompt(0), times=scaled)
+    with ditc.session(fast, timesteps=TIMES):
+        got = run(fast, loop)
+    assert_same(got, run(model, loop))
+    assert (runs["batches"], runs["rows"]) == (1, len(TIMES) - 1)
+    if divisor == 1000:
+        assert runs["table"] == 1, "every guess is exact"
+
+
 def test_a_second_generation_learns_from_the_first(
     model: Toy, fast: Any, runs: Counter[str]
 ) -> None:
