@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,3 +15,11 @@ def _no_repros_in_the_users_folder() -> Iterator[None]:
     os.environ["DITC_REPRO_DIR"] = ""
     yield
     del os.environ["DITC_REPRO_DIR"]
+
+
+@pytest.fixture(autouse=True)
+def _grad_mode_is_left_as_it_was() -> Iterator[None]:
+    """A test that leaves autograd off fails itself, and not those that come after it."""
+    yield
+    left, _ = torch.is_grad_enabled(), torch.set_grad_enabled(True)
+    assert left, "the test left autograd switched off"

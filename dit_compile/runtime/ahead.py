@@ -205,21 +205,20 @@ def _foreseen(tracker: Tracker, clock: list[str], values: Values, key: Key) -> l
     if len(clock) != 1 or len({*key[0]}) != 1 or not isinstance(values[clock[0]], torch.Tensor):
         return []
     rounded = torch.tensor(stated, dtype=torch.float64).to(values[clock[0]].dtype)
-    scaled = _scaled(rounded, tracker.index, key[0][0])
+    scaled = rounded / _divisor(rounded, tracker.index, key[0][0])
     return [((float(value),) * len(key[0]),) for value in scaled.tolist()]
 
 
-def _scaled(stated: torch.Tensor, index: int, own: float) -> torch.Tensor:
-    """The stated timesteps on the model's scale, as the one at ``index`` tells it.
+def _divisor(stated: torch.Tensor, index: int, own: float) -> int:
+    """What the caller divides the stated timesteps by, as the one at ``index`` tells it.
 
-    Flow-matching pipelines call the model with the scheduler's timesteps over 1000.
+    Flow-matching pipelines call the model with the scheduler's timesteps over 1000. Only whole
+    divisors give the very values of the calls, so no other is looked for.
     """
-    at = float(stated[index]) if index < len(stated) else own
-    if own in (0.0, at):
-        return stated
-    ratio = at / own
-    whole = round(ratio)
-    return stated / (whole if abs(ratio - whole) <= 1e-2 * abs(whole) else ratio)
+    if own == 0.0 or index >= len(stated):
+        return 1
+    ratio = float(stated[index]) / own
+    return max(round(ratio), 1) if abs(ratio - round(ratio)) <= 1e-2 * ratio else 1
 
 
 def _stack(rows: Sequence[tuple[float, ...]], like: torch.Tensor) -> torch.Tensor:
