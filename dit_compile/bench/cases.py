@@ -5,7 +5,6 @@ What a model is called serves the table alone; the compiler never sees it.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit_compile.errors import MissingDependencyError, find_named
+from dit_compile.errors import find_named
+from dit_compile.optional import require
 
 #: Shape of an input, or a function of the batch that makes one.
 _Maker = Callable[[int], torch.Tensor]
@@ -52,13 +52,7 @@ class Case:
         Raises:
             MissingDependencyError: diffusers is missing.
         """
-        try:
-            diffusers = importlib.import_module("diffusers")
-        except ImportError as error:
-            raise MissingDependencyError(
-                "the models of the bench need diffusers; install it with: "
-                "pip install 'dit-compile[bench]'"
-            ) from error
+        diffusers = require("diffusers", "bench")
         cut = dict.fromkeys(self.blocks, blocks) if blocks else {}
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -19,14 +18,14 @@ from rich.table import Table
 
 from dit_compile.analysis.roofline import Roofline, load_or_measure
 from dit_compile.bench.cases import find_case
-from dit_compile.bench.plot import require, save_plot
+from dit_compile.bench.plot import save_plot
 from dit_compile.bench.ways import find_way
 from dit_compile.bench.worker import Job, Measured
 from dit_compile.config import environment_with_inductor_cache
 from dit_compile.errors import DitcError, OptionError
+from dit_compile.optional import require
+from dit_compile.quality.bootstrap import bootstrap
 from dit_compile.report.table import terminal
-
-_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _save(results: Results, out: Path) -> None:
 
 
 def _check(options: BenchOptions) -> None:
-    require()
+    require("matplotlib.figure", "bench")
     for model in options.models:
         find_case(model)
     for way in options.ways:
@@ -193,10 +192,8 @@ def _spawn(job: Job, cache: str) -> Measured:
 
 
 def _interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the median, by resampling."""
-    draw = random.Random(0)  # noqa: S311 - statistics, not secrets
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(_DRAWS))
-    return medians[int(0.025 * _DRAWS)], medians[int(0.975 * _DRAWS)]
+    """The 95 % interval of the median."""
+    return bootstrap(len(ratios), lambda at: statistics.median(ratios[i] for i in at.tolist()))
 
 
 def _table(results: Results) -> Table:

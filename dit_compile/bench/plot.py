@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from dit_compile.errors import MissingDependencyError
+from dit_compile.optional import require
 
 
 class _Bar(Protocol):
@@ -17,25 +16,13 @@ class _Bar(Protocol):
     interval: tuple[float, float]
 
 
-def require() -> Any:
-    """Matplotlib's figure module.
-
-    Raises:
-        MissingDependencyError: it is missing.
-    """
-    try:
-        return importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "plots need matplotlib; install it with: pip install 'dit-compile[bench]'"
-        ) from error
-
-
 def save_plot(path: Path, rows: Sequence[_Bar]) -> None:
     """Bars of the speed-up over torch.compile by model and way, with their intervals."""
     models = list(dict.fromkeys(row.model for row in rows))
     ways = list(dict.fromkeys(row.way for row in rows))
-    figure = require().Figure(figsize=(2 + 1.6 * len(models), 4), layout="constrained")
+    figure = require("matplotlib.figure", "bench").Figure(
+        figsize=(2 + 1.6 * len(models), 4), layout="constrained"
+    )
     axes = figure.subplots()
     width = 0.8 / len(ways)
     for number, way in enumerate(ways):

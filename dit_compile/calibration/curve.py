@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from dit_compile.bench.plot import require
+from dit_compile.optional import require
 
 if TYPE_CHECKING:
     from dit_compile.calibration.plan import Trial
@@ -41,7 +41,7 @@ def save_curve(path: str | os.PathLike[str], curve: Sequence[Trial]) -> Path:
     Raises:
         MissingDependencyError: matplotlib is missing.
     """
-    figure = require().Figure(figsize=(7, 4.5), layout="constrained")
+    figure = require("matplotlib.figure", "bench").Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[Trial]] = {}
     for trial in curve:

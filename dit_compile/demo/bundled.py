@@ -17,8 +17,8 @@ from dit_compile.demo.digits import (
     NULL_CLASS,
     NUM_CLASSES,
     read_checkpoint,
-    require,
 )
+from dit_compile.optional import require
 
 TRAIN_TIMESTEPS = 1000
 
@@ -95,7 +95,7 @@ class BundledModel(ABC):
         Raises:
             MissingDependencyError: diffusers is not installed.
         """
-        build = getattr(require("diffusers"), self.transformer)
+        build = getattr(require("diffusers", "demo"), self.transformer)
         config, state = read_checkpoint(self.data / self.file, self.prefix)
         model = build(**config)
         model.load_state_dict(state)

@@ -8,7 +8,6 @@ record the training. Nothing here imports diffusers or scikit-learn until a func
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dit_compile.errors import MissingDependencyError
+from dit_compile.optional import require
 
 NUM_CLASSES = 10
 NULL_CLASS = 10
@@ -79,8 +78,8 @@ def real_digits(split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
     """
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", not {split!r}')
-    datasets = require("sklearn.datasets")
-    selection = require("sklearn.model_selection")
+    datasets = require("sklearn.datasets", "demo")
+    selection = require("sklearn.model_selection", "demo")
     pixels, classes = datasets.load_digits(return_X_y=True)
     train, test = selection.train_test_split(
         range(len(classes)),
@@ -105,14 +104,3 @@ def read_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Any], dict[
         config = json.loads(file.metadata()["config"])
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         return config, {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-
-
-def require(module: str) -> Any:
-    """Import an optional dependency, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = {"sklearn": "scikit-learn"}.get(module.split(".")[0], module)
-        raise MissingDependencyError(
-            f"the bundled models need {package}; install it with: pip install 'dit-compile[demo]'"
-        ) from error

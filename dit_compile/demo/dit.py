@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_compile.demo.bundled import TRAIN_TIMESTEPS, BundledModel, Conditions, check_steps
-from dit_compile.demo.digits import require
+from dit_compile.optional import require
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DigitsDiT(BundledModel):
     def scheduler(self, num_inference_steps: int = 50) -> Any:
         """The `DDIMScheduler` with linear betas and v-prediction; see the base class."""
         check_steps(num_inference_steps)
-        ddim = require("diffusers").DDIMScheduler(
+        ddim = require("diffusers", "demo").DDIMScheduler(
             num_train_timesteps=TRAIN_TIMESTEPS,
             beta_start=1e-4,
             beta_end=0.02,

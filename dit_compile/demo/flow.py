@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_compile.demo.bundled import TRAIN_TIMESTEPS, BundledModel, Conditions, check_steps
-from dit_compile.demo.digits import IMAGE_SHAPE, read_checkpoint, require
+from dit_compile.demo.digits import IMAGE_SHAPE, read_checkpoint
+from dit_compile.optional import require
 
 
 class Prompts(nn.Module):
@@ -56,7 +57,7 @@ class DigitsFlow(BundledModel):
     def scheduler(self, num_inference_steps: int = 50) -> Any:
         """The `FlowMatchEulerDiscreteScheduler` with equal steps; see the base class."""
         check_steps(num_inference_steps)
-        euler = require("diffusers").FlowMatchEulerDiscreteScheduler(
+        euler = require("diffusers", "demo").FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=TRAIN_TIMESTEPS
         )
         # The spacing of FLUX's pipeline; the scheduler's own ends with a step 20 times too short.

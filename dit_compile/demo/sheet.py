@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dit_compile.demo.digits import require
+from dit_compile.optional import require
 
 _SCALE = 8
 _GAP = 6
@@ -25,7 +25,7 @@ def save_sheet(path: Path, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
     Raises:
         MissingDependencyError: pillow is not installed.
     """
-    image_module, draw_module = require("PIL.Image"), require("PIL.ImageDraw")
+    image_module, draw_module = (require(name, "demo") for name in ("PIL.Image", "PIL.ImageDraw"))
     count, _, height, width = rows[0][1].shape
     cell_w, cell_h = width * _SCALE + _GAP, height * _SCALE + _GAP
     sheet = image_module.new("RGB", (_LABEL_WIDTH + count * cell_w, len(rows) * cell_h), _PAPER)

@@ -1,4 +1,4 @@
-"""Image and feature measures, computed in float64 with torch alone.
+"""Image and feature measures, computed in float64.
 
 Each measure is defined here once, so that every number reported anywhere means the same thing.
 """
@@ -10,13 +10,26 @@ import math
 import torch
 from torch import Tensor
 
+from dit_compile.optional import require
+
 
 def psnr(a: Tensor, b: Tensor, data_range: float = 2.0) -> float:
     """Peak signal-to-noise ratio in dB, the mean over images of each image's own value.
 
-    Both inputs are first clipped to [-1, 1], as they would be for display. An image's value is
-    10 log10(data_range^2 / MSE) over its channels and pixels; the dB values are then averaged (not
-    the errors), so one bad image cannot be hidden by many good ones, nor the other way round.
+    The dB values are averaged and not the errors, so one bad image cannot be hidden by many good
+    ones, nor the other way round. Arguments and errors are those of :func:`psnr_each`.
+
+    Returns:
+        dB; `inf` if any image equals its counterpart exactly, since the mean is then infinite, and
+        `nan` if any compared value is NaN.
+    """
+    return float(psnr_each(a, b, data_range).mean())
+
+
+def psnr_each(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB: 10 log10(data_range^2 / MSE).
+
+    Both inputs are first clipped to [-1, 1], as they would be for display.
 
     Args:
         a: images [N, C, H, W], nominally in [-1, 1].
@@ -24,21 +37,42 @@ def psnr(a: Tensor, b: Tensor, data_range: float = 2.0) -> float:
         data_range: width of the range of values, 2 for [-1, 1].
 
     Returns:
-        dB; `inf` if any image equals its counterpart exactly, since the mean is then infinite, and
-        `nan` if any compared value is NaN.
+        dB, float64 [N].
 
     Raises:
         ValueError: the shapes differ, are not [N, C, H, W] or are empty, or `data_range` is not
             positive.
     """
-    _check_same_shape(a, b)
-    if a.dim() != 4:
-        raise ValueError(f"psnr compares images [N, C, H, W], not {list(a.shape)}")
-    if not data_range > 0:
-        raise ValueError(f"data_range must be positive, not {data_range}")
-    difference = _double(a).clamp(-1.0, 1.0) - _double(b).clamp(-1.0, 1.0)
-    mse = difference.square().mean(dim=(1, 2, 3))
-    return float((10.0 * torch.log10(data_range**2 / mse)).mean())
+    _check_images(a, b, data_range)
+    mse = (_clipped(a) - _clipped(b)).square().mean(dim=(1, 2, 3))
+    return 10.0 * torch.log10(data_range**2 / mse)
+
+
+def ssim_each(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
+    """Structural similarity of each image, 1 for equal ones, as scikit-image computes it.
+
+    Wang et al. (2004), "Image quality assessment: from error visibility to structural similarity",
+    with a uniform window of 7 pixels. Both inputs are first clipped to [-1, 1].
+
+    Args:
+        a: images [N, C, H, W] of 7 pixels a side at least, nominally in [-1, 1].
+        b: images of the same shape.
+        data_range: width of the range of values, 2 for [-1, 1].
+
+    Returns:
+        Similarities in [-1, 1], float64 [N].
+
+    Raises:
+        MissingDependencyError: scikit-image is not installed.
+        ValueError: as for :func:`psnr_each`, or the images are smaller than the window.
+    """
+    _check_images(a, b, data_range)
+    if min(a.shape[2:]) < 7:
+        raise ValueError(f"ssim needs images of 7 pixels a side at least, not {list(a.shape)}")
+    similarity = require("skimage.metrics", "bench").structural_similarity
+    pairs = zip(_clipped(a).numpy(), _clipped(b).numpy(), strict=True)
+    values = [similarity(x, y, data_range=data_range, channel_axis=0) for x, y in pairs]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def relative_l2(a: Tensor, b: Tensor) -> float:
@@ -125,6 +159,18 @@ def _check_same_shape(a: Tensor, b: Tensor) -> None:
         raise ValueError(f"shapes differ: {list(a.shape)} and {list(b.shape)}")
     if a.numel() == 0:
         raise ValueError(f"nothing to compare: the shape is {list(a.shape)}")
+
+
+def _check_images(a: Tensor, b: Tensor, data_range: float) -> None:
+    _check_same_shape(a, b)
+    if a.dim() != 4:
+        raise ValueError(f"images are [N, C, H, W], not {list(a.shape)}")
+    if not data_range > 0:
+        raise ValueError(f"data_range must be positive, not {data_range}")
+
+
+def _clipped(images: Tensor) -> Tensor:
+    return _double(images).clamp(-1.0, 1.0)
 
 
 def _double(x: Tensor) -> Tensor:

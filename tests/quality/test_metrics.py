@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from dit_compile.quality.metrics import class_accuracy, frechet_distance, psnr, relative_l2
+from dit_compile.quality.metrics import (
+    class_accuracy,
+    frechet_distance,
+    psnr,
+    relative_l2,
+    ssim_each,
+)
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -161,3 +167,30 @@ class TestClassAccuracy:
     def test_bad_shapes(self) -> None:
         with pytest.raises(ValueError, match="class_accuracy"):
             class_accuracy(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long))
+
+
+class TestSsim:
+    def test_equal_images(self) -> None:
+        a = torch.rand(3, 2, 8, 9, generator=_generator())
+        assert ssim_each(a, a.clone()).tolist() == [1, 1, 1]
+
+    def test_one_window_is_the_formula(self) -> None:
+        a, b = torch.rand(2, 1, 1, 7, 7, generator=_generator(), dtype=torch.float64)
+        x, y = a.flatten(), b.flatten()
+        c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+        covariance = torch.cov(torch.stack([x, y]))
+        means = (2 * x.mean() * y.mean() + c1) / (x.mean() ** 2 + y.mean() ** 2 + c1)
+        spread = (2 * covariance[0, 1] + c2) / (covariance[0, 0] + covariance[1, 1] + c2)
+        assert ssim_each(a, b).item() == pytest.approx(float(means * spread))
+
+    def test_each_image_has_its_own(self) -> None:
+        a = torch.rand(2, 1, 8, 8, generator=_generator())
+        b = torch.stack([a[0], 1 - a[1]])
+        same, other = ssim_each(a, b).tolist()
+        assert same == 1
+        assert other < 0.5
+
+    @pytest.mark.parametrize("shape", [(1, 1, 6, 8), (1, 8, 8), (0, 1, 8, 8)])
+    def test_what_it_cannot_compare(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"7 pixels|\[N, C, H, W\]|nothing"):
+            ssim_each(torch.zeros(shape), torch.zeros(shape))
