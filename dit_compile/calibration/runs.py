@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -149,12 +150,27 @@ class Runs:
             yield
         finally:
             self._model._compiled_call_impl = before
-            reset_code(nn.Module._call_impl.__code__)  # else each pipeline counts as a recompile
+            for code in _codes(self._model):
+                reset_code(code)  # else each pipeline counts as a recompile
         if not calls:
             raise PlanError(
                 "the sampling function did not call the model; pass the very module that it calls "
                 "at each step, such as pipe.transformer"
             )
+
+
+def _codes(model: nn.Module) -> Iterator[CodeType]:
+    """The code that Dynamo may compile when ``model`` is called: the outermost that is not torch's.
+
+    Which one it is depends on hooks and on decorators of ``forward``.
+    """
+    function: Any = nn.Module._call_impl
+    yield function.__code__
+    function = model.forward
+    while function is not None:
+        if isinstance(code := getattr(function, "__code__", None), CodeType):
+            yield code
+        function = getattr(function, "__wrapped__", None)
 
 
 class _Meter:

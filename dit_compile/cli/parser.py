@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = subs.add_parser("bench", help="measure against eager and torch.compile")
     kinds = bench.add_subparsers(required=True, metavar="what")
     _add_bench_exact(kinds.add_parser("exact", help="the exact passes, on full-size models"))
+    _add_bench_cache(kinds.add_parser("cache", help="caching, on the bundled models"))
 
     roofline = subs.add_parser("roofline", help="measure this machine's peak rates")
     roofline.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
@@ -184,6 +185,26 @@ def _lazily(module: str, name: str) -> Callable[[argparse.Namespace], None]:
         getattr(importlib.import_module(f"dit_compile.cli.{module}"), name)(args)
 
     return command
+
+
+def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
+    cache.add_argument("--models", default="digits,digits-flow", help="(%(default)s)")
+    cache.add_argument("--groups", default="ditc,diffusers,cache-dit", help="(%(default)s)")
+    cache.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=[1.5, 2.0, 3.0],
+        metavar="R",
+        help="each group shows its best at R times fewer operations (1.5 2 3)",
+    )
+    cache.add_argument("--images", type=int, default=500, help="to report on (%(default)s)")
+    cache.add_argument("--batch", type=int, default=50, help="images at a time (%(default)s)")
+    cache.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    cache.add_argument("--guidance-scale", type=float, default=3.0, help="(%(default)s)")
+    cache.add_argument("--timed", type=int, default=5, help="timed generations (%(default)s)")
+    cache.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
+    cache.set_defaults(command=commands.bench_cache)
 
 
 def _add_bench_exact(exact: argparse.ArgumentParser) -> None:

@@ -113,27 +113,39 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     Raises:
         ValueError: the inputs are not two such matrices of equal width, or are not finite.
     """
-    for features in (features_a, features_b):
-        if features.dim() != 2 or features.shape[0] < 2 or features.shape[1] < 1:
-            raise ValueError(
-                f"features must be [N, D] with N at least 2, not {list(features.shape)}"
-            )
-    if features_a.shape[1] != features_b.shape[1]:
-        raise ValueError(
-            f"features differ in width: {features_a.shape[1]} and {features_b.shape[1]}"
-        )
-    a, b = _double(features_a), _double(features_b)
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError("features must be finite")
-    mean_term = (a.mean(0) - b.mean(0)).square().sum()
-    covariance_a, covariance_b = _covariance(a), _covariance(b)
-    # cov_a cov_b is not symmetric, but it has the eigenvalues of the symmetric matrix
-    # cov_a^(1/2) cov_b cov_a^(1/2), and only the trace of its root is needed.
-    root_a = _symmetric_root(covariance_a)
-    inner = root_a @ covariance_b @ root_a
-    cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
-    distance = mean_term + covariance_a.trace() + covariance_b.trace() - 2 * cross
-    return max(0.0, float(distance))
+    return FrechetReference(features_b).distance(features_a)
+
+
+class FrechetReference:
+    """A set of features that others are held against, see :func:`frechet_distance`.
+
+    Args:
+        features: features [M, D], M at least 2.
+
+    Raises:
+        ValueError: they are no such matrix, or are not finite.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self._mean, self._covariance = _moments(features)
+        self._root = _symmetric_root(self._covariance)
+
+    def distance(self, features: Tensor) -> float:
+        """The squared Fréchet distance of ``features`` [N, D] to the reference.
+
+        Raises:
+            ValueError: they are no such matrix of equal width, or are not finite.
+        """
+        mean, covariance = _moments(features)
+        if len(mean) != len(self._mean):
+            raise ValueError(f"features differ in width: {len(mean)} and {len(self._mean)}")
+        # cov_a cov_b is not symmetric, but it has the eigenvalues of the symmetric matrix
+        # cov_b^(1/2) cov_a cov_b^(1/2), and only the trace of its root is needed.
+        inner = self._root @ covariance @ self._root
+        cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
+        traces = covariance.trace() + self._covariance.trace()
+        distance = (mean - self._mean).square().sum() + traces - 2 * cross
+        return max(0.0, float(distance))
 
 
 def class_accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -177,9 +189,16 @@ def _double(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float64)
 
 
-def _covariance(x: Tensor) -> Tensor:
-    centred = x - x.mean(0)
-    return (centred.T @ centred).div(x.shape[0] - 1)
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and unbiased covariance [D, D]."""
+    if features.dim() != 2 or features.shape[0] < 2 or features.shape[1] < 1:
+        raise ValueError(f"features must be [N, D] with N at least 2, not {list(features.shape)}")
+    x = _double(features)
+    if not torch.isfinite(x).all():
+        raise ValueError("features must be finite")
+    mean = x.mean(0)
+    centred = x - mean
+    return mean, (centred.T @ centred).div(len(x) - 1)
 
 
 def _symmetric_root(matrix: Tensor) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 import torch
+from rich.progress import Progress
 
 import dit_compile as ditc
 from dit_compile.calibration.recorder import Recorder
+from dit_compile.calibration.runs import Runs
 from dit_compile.errors import DitcWarning, OptionError, PipelineError, PlanError
 from dit_compile.passes.block_cache.smooth import Smooth
 from dit_compile.runtime.watch import watching
@@ -89,6 +92,23 @@ def test_the_recorder_s_numbers_on_a_known_trajectory() -> None:
 def test_the_model_is_put_back(toy: Toy) -> None:
     calibrated(toy, MAGNITUDE)
     assert toy._compiled_call_impl is None
+
+
+def test_trials_do_not_use_up_the_recompile_limit() -> None:
+    """Some of diffusers' classes decorate ``forward``; Dynamo then compiles the decorator."""
+
+    class Decorated(Toy):
+        @functools.wraps(Toy.forward)
+        def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return Toy.forward(self, *args, **kwargs)
+
+    torch._dynamo.reset()
+    model = Decorated()
+    with Progress(disable=True) as progress, torch._dynamo.config.patch(recompile_limit=1):
+        run = Runs(sampler(model), model, range(1), EAGER, progress)
+        for interval in (1, 2, 3):
+            text = f"insert-block-cache{{method=interval,interval={interval}}}"
+            assert run.outcome(ditc.Pipeline.parse(text)).flops > 0
 
 
 def test_a_plan_is_used_by_torch_compile(toy: Toy, tmp_path: Any) -> None:

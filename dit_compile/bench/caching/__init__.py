@@ -1,0 +1,1 @@
+"""``ditc bench cache``: caching by ditc and by what others offer."""

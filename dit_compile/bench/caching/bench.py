@@ -1,0 +1,266 @@
+"""Caching by ditc, by diffusers' hooks and by cache-dit, on bundled models.
+
+Each group first tries its settings on one seed; the best at each ratio of operations is then
+measured on others, where nothing was chosen.
+"""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from dit_compile.analysis.roofline import describe_setup
+from dit_compile.bench.caching.contenders import Contender, Subject, Uncached, ditc_contenders
+from dit_compile.bench.caching.generation import Footprint, generate, weigh
+from dit_compile.bench.caching.hooks import cache_dit_contenders, hook_contenders
+from dit_compile.bench.caching.report import Results, Row, compare, print_results, save, speed_up
+from dit_compile.bench.caching.scores import ImageScores
+from dit_compile.demo import digits
+from dit_compile.demo.models import BUNDLED
+from dit_compile.errors import MissingDependencyError, OptionError, find_named
+from dit_compile.optional import require
+from dit_compile.quality.compilations import Compilations
+from dit_compile.quality.metrics import psnr, relative_l2
+from dit_compile.report.table import terminal
+
+_TUNED_ON = 0
+_GROUPS: dict[str, Callable[[], list[Contender]]] = {
+    "ditc": ditc_contenders,
+    "diffusers": hook_contenders,
+    "cache-dit": cache_dit_contenders,
+}
+#: A setting stands for a ratio of operations if it comes this near.
+_NEAR = 0.97
+
+
+@dataclass(frozen=True)
+class CacheBenchOptions:
+    """What is measured.
+
+    Attributes:
+        models: names of bundled models.
+        groups: whose caching takes part.
+        ratios: of operations, at each of which every group shows its best setting.
+        images: images that results are reported on.
+        batch: images of a generation.
+        tuned: images that settings are chosen on.
+        steps: denoising steps.
+        guidance_scale: weight of classifier-free guidance.
+        timed: generations that are timed, of each form.
+        out: folder for results.
+        command: what the user typed, kept with the results.
+    """
+
+    models: tuple[str, ...] = ("digits", "digits-flow")
+    groups: tuple[str, ...] = tuple(_GROUPS)
+    ratios: tuple[float, ...] = (1.5, 2.0, 3.0)
+    images: int = 500
+    batch: int = 50
+    tuned: int = 20
+    steps: int = 50
+    guidance_scale: float = 3.0
+    timed: int = 5
+    out: str = "bench_out"
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.models:
+            find_named("model", name, BUNDLED)
+        for name in self.groups:
+            find_named("group", name, _GROUPS)
+        if self.batch < 1 or self.images < self.timed * self.batch or self.images % self.batch:
+            raise OptionError(
+                f"images must be a multiple of batch, {self.timed} batches at least, "
+                f"not {self.images} with batch {self.batch}"
+            )
+        if min(self.timed, self.steps - 1, self.tuned) < 1 or not self.ratios:
+            raise OptionError("give a timed generation, 2 steps, an image to tune on and a ratio")
+
+    def subject(self, model: str, images: int) -> Subject:
+        """The model with labels for ``images`` pictures a generation."""
+        labels = torch.arange(images) % digits.NUM_CLASSES
+        return Subject(BUNDLED[model], labels, self.steps, self.guidance_scale)
+
+    @property
+    def seeds(self) -> range:
+        """Seeds that results are reported on; none is the one that settings are chosen on."""
+        return range(_TUNED_ON + 1, _TUNED_ON + 1 + self.images // self.batch)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A setting on the tuning seed.
+
+    Attributes:
+        contender: the setting.
+        flop_ratio: operations of the plain model over its own.
+        psnr: dB against the plain model.
+    """
+
+    contender: Contender
+    flop_ratio: float
+    psnr: float
+
+
+@dataclass
+class Bench:
+    """The measurements on one model."""
+
+    model: str
+    options: CacheBenchOptions
+    progress: Progress
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def rows(self) -> list[Row]:
+        """Tune, then measure what was chosen; the plain model comes first."""
+        tried = self._tune()
+        chosen = list(chosen_from(tried, self.options.ratios))
+        subject = self.options.subject(self.model, self.options.batch)
+        base = Uncached().build(subject, compiled=False)
+        bar = self.progress.add_task(f"{self.model}: reference", total=len(self.options.seeds))
+        reference = []
+        for seed in self.options.seeds:
+            reference.append(generate(Uncached(), base, subject, seed).images)
+            self.progress.advance(bar)
+        plain_run = weigh(Uncached(), base, subject, self.options.seeds[0])
+        measured = []
+        bar = self.progress.add_task(f"{self.model}: measuring", total=len(chosen) + 1)
+        for contender in (Uncached(), *chosen):
+            measure = partial(
+                self._measure, contender, subject, base, torch.cat(reference), plain_run
+            )
+            measured += self._attempt(contender, measure)
+            self.progress.advance(bar)
+        return measured
+
+    def _tune(self) -> list[Tried]:
+        subject = self.options.subject(self.model, self.options.tuned)
+        plain = Uncached()
+        want = weigh(plain, plain.build(subject, compiled=False), subject, _TUNED_ON)
+        contenders = [each for name in self.options.groups for each in _GROUPS[name]()]
+        bar = self.progress.add_task(f"{self.model}: tuning", total=len(contenders))
+
+        def attempt(contender: Contender) -> list[Tried]:
+            have = weigh(contender, contender.build(subject, compiled=False), subject, _TUNED_ON)
+            return [Tried(contender, want.flops / have.flops, psnr(have.images, want.images))]
+
+        tried = []
+        for contender in contenders:
+            tried += self._attempt(contender, partial(attempt, contender))
+            self.progress.advance(bar)
+        return tried
+
+    def _attempt(self, contender: Contender, run: Callable[[], list[Any]]) -> list[Any]:
+        """Run; what a contender cannot do is noted and not hidden."""
+        torch._dynamo.reset()
+        try:
+            return run()
+        except MissingDependencyError:
+            raise
+        except Exception as error:
+            if contender.group in ("ditc", "uncached"):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.refused.setdefault(f"{contender.group} {contender.method}", reason[:160])
+            return []
+
+    def _measure(
+        self,
+        contender: Contender,
+        subject: Subject,
+        base: torch.nn.Module,
+        reference: torch.Tensor,
+        plain_run: Footprint,
+    ) -> list[Row]:
+        """A row for each form of a contender; they and the plain model take turns."""
+        seeds, timed = self.options.seeds, self.options.timed
+        forms = ("compiled",) if contender.group == "ditc" else ("eager", "compiled")
+        plain = contender.build(subject, compiled=False)
+        weighed = weigh(contender, plain, subject, seeds[0])
+        compiled = contender.build(subject, compiled=True)
+        compilations, late = Compilations(), Compilations()
+        with compilations:
+            first = generate(contender, compiled, subject, _TUNED_ON).seconds
+        seconds: dict[str, list[float]] = {"eager": [], "compiled": [], "base": []}
+        images = []
+        with late:
+            for turn, seed in enumerate(seeds):
+                done = generate(contender, compiled, subject, seed)
+                images.append(done.images)
+                if turn < timed:
+                    seconds["compiled"].append(done.seconds)
+                    seconds["base"].append(generate(Uncached(), base, subject, seed).seconds)
+                    if "eager" in forms:
+                        seconds["eager"].append(generate(contender, plain, subject, seed).seconds)
+        scores = ImageScores.of(
+            torch.cat(images), reference, subject.labels.repeat(len(self.options.seeds))
+        )
+        return [
+            Row(
+                self.model,
+                contender.group,
+                contender.method,
+                contender.setting,
+                form,
+                statistics.median(seconds[form]) / self.options.batch,
+                *speed_up(seconds["base"], seconds[form]),
+                plain_run.flops / weighed.flops,
+                scores,
+                list(map(relative_l2, weighed.trajectory, plain_run.trajectory)),
+                weighed.kept_bytes,
+                first,
+                compilations.graph_breaks + late.graph_breaks,
+                max(late.dynamo_graphs, late.inductor_calls),
+            )
+            for form in forms
+        ]
+
+
+def chosen_from(tried: Iterable[Tried], ratios: Sequence[float]) -> Iterable[Contender]:
+    """Of each group, the setting of best PSNR at each ratio of operations or a higher one."""
+    tried = list(tried)
+    chosen: dict[Contender, None] = {}
+    for group in dict.fromkeys(each.contender.group for each in tried):
+        for ratio in ratios:
+            enough = [
+                each
+                for each in tried
+                if each.contender.group == group and each.flop_ratio >= _NEAR * ratio
+            ]
+            if enough:
+                chosen[max(enough, key=lambda each: each.psnr).contender] = None
+    return chosen
+
+
+def run_cache_bench(options: CacheBenchOptions) -> Results:
+    """Measure, print the tables, and write JSON and plots, anew after each model.
+
+    Raises:
+        MissingDependencyError: diffusers, cache-dit, scikit-image or matplotlib is missing.
+    """
+    for module in ("matplotlib.figure", "skimage.metrics"):
+        require(module, "bench")
+    date = datetime.date.today().isoformat()
+    results = Results(date, options.command, asdict(options), describe_setup("cpu"))
+    with Progress(console=terminal(stderr=True)) as progress:
+        for model in options.models:
+            bench = Bench(model, options, progress)
+            rows = bench.rows()
+            results.rows += rows
+            results.refused[model] = bench.refused
+            results.comparisons += [
+                found
+                for ratio in options.ratios
+                if (found := compare(model, rows, ratio, _NEAR)) is not None
+            ]
+            save(results, Path(options.out))
+    print_results(results, terminal())
+    return results

@@ -1,0 +1,165 @@
+"""What users would take without ditc: the caching hooks of diffusers, and cache-dit.
+
+Each is applied as its documentation says, and forgets everything before each generation. Classes
+that diffusers gives no caching methods are given them, as a user would have to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from dit_compile.bench.caching.contenders import Contender, Subject, stock
+from dit_compile.optional import require
+
+#: What the modules that TaylorSeer may forecast are called in most of diffusers' classes.
+_BRANCHES = [
+    r".*transformer_blocks\.\d+\.(attn\d?|ff|ff_context)",
+    r".*transformer_blocks\.\d+\.(proj_mlp|proj_out)",
+]
+
+
+@dataclass(frozen=True)
+class Hook(Contender):
+    """A caching hook of diffusers.
+
+    Attributes:
+        config: makes its configuration.
+    """
+
+    group: ClassVar[str] = "diffusers"
+    config: Callable[[Any, Subject], Any] = field(repr=False)
+
+    def build(self, subject: Subject, compiled: bool) -> nn.Module:
+        """The model with the hook, then torch.compile."""
+        model = subject.bundled.load()
+        mixin = require("diffusers.models.cache_utils", "bench").CacheMixin
+        if not isinstance(model, mixin):
+            model.__class__ = type(type(model).__name__, (type(model), mixin), {})
+        model.enable_cache(self.config(require("diffusers.hooks", "bench"), subject))  # type: ignore[operator]
+        return stock(model, compiled)
+
+    def generation(self, model: nn.Module, subject: Subject) -> AbstractContextManager[Any]:
+        """A context of its own for the cache."""
+        plain: Any = getattr(model, "_orig_mod", model)
+        registry = require("diffusers.hooks", "bench").HookRegistry
+        registry.check_if_exists_or_initialize(plain).reset_stateful_hooks(recurse=True)
+        context: AbstractContextManager[Any] = plain.cache_context("both")
+        return context
+
+
+@dataclass(frozen=True)
+class CacheDit(Contender):
+    """DBCache of cache-dit, with or without its Taylor forecast.
+
+    Attributes:
+        threshold: its ``residual_diff_threshold``.
+        order: of the forecast; 0 for none.
+        in_a_row: its ``max_continuous_cached_steps``.
+    """
+
+    group: ClassVar[str] = "cache-dit"
+    threshold: float
+    order: int
+    in_a_row: int
+
+    def build(self, subject: Subject, compiled: bool) -> nn.Module:
+        """The model with the cache, then torch.compile."""
+        library = require("cache_dit", "bench")
+        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+        model = subject.bundled.load()
+        config = library.DBCacheConfig(
+            num_inference_steps=subject.steps,
+            Fn_compute_blocks=1,
+            Bn_compute_blocks=0,
+            max_warmup_steps=4,
+            residual_diff_threshold=self.threshold,
+            max_continuous_cached_steps=self.in_a_row,
+        )
+        forecast = library.TaylorSeerCalibratorConfig(taylorseer_order=self.order)
+        library.enable_cache(
+            model, cache_config=config, calibrator_config=forecast if self.order else None
+        )
+        return stock(model, compiled)
+
+    def generation(self, model: nn.Module, subject: Subject) -> AbstractContextManager[Any]:
+        """A new context."""
+        plain = getattr(model, "_orig_mod", model)
+        require("cache_dit", "bench").refresh_context(plain, num_inference_steps=subject.steps)
+        return nullcontext()
+
+
+def hook_contenders() -> list[Contender]:
+    """What users of diffusers would try."""
+    found: list[Contender] = []
+    for threshold in (0.03, 0.05, 0.08, 0.12, 0.2):
+        found.append(Hook("first-block", f"threshold={threshold}", _first_block(threshold)))
+    for interval in (2, 3, 4, 5):
+        for order in (1, 2):
+            for scope in ("attention", "branches", "lite"):
+                setting = f"interval={interval},order={order},{scope}"
+                found.append(Hook("taylorseer", setting, _taylorseer(interval, order, scope)))
+    for steps in (2, 3, 4):
+        found.append(Hook("pab", f"range={steps}", _pyramid(steps)))
+    for threshold in (0.03, 0.06, 0.12, 0.24):
+        found.append(Hook("magcache", f"threshold={threshold}", _magnitude(threshold)))
+    found.append(Hook("fastercache", "", _faster))
+    return found
+
+
+def cache_dit_contenders() -> list[Contender]:
+    """What users of cache-dit would try."""
+    return [
+        CacheDit("dbcache", f"threshold={t},order={order},in_a_row={n}", t, order, n)
+        for t in (0.08, 0.2, 0.4)
+        for order in (0, 1, 2)
+        for n in (-1, 3)
+    ]
+
+
+def _first_block(threshold: float) -> Callable[[Any, Subject], Any]:
+    return lambda hooks, subject: hooks.FirstBlockCacheConfig(threshold=threshold)
+
+
+def _taylorseer(interval: int, order: int, scope: str) -> Callable[[Any, Subject], Any]:
+    """TaylorSeer, with factors in float32 as the model is; its default is bfloat16."""
+    chosen = {"lite": {"use_lite_mode": True}, "branches": {"cache_identifiers": _BRANCHES}}
+    return lambda hooks, subject: hooks.TaylorSeerCacheConfig(
+        cache_interval=interval,
+        max_order=order,
+        taylor_factors_dtype=torch.float32,
+        **chosen.get(scope, {}),
+    )
+
+
+def _pyramid(steps: int) -> Callable[[Any, Subject], Any]:
+    return lambda hooks, subject: hooks.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=steps,
+        current_timestep_callback=lambda: subject.time,
+    )
+
+
+def _magnitude(threshold: float) -> Callable[[Any, Subject], Any]:
+    return lambda hooks, subject: hooks.MagCacheConfig(
+        threshold=threshold,
+        num_inference_steps=subject.steps,
+        mag_ratios=list(subject.ratios),
+    )
+
+
+def _faster(hooks: Any, subject: Subject) -> Any:
+    return hooks.FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 681),
+        unconditional_batch_skip_range=5,
+        unconditional_batch_timestep_skip_range=(-1, 641),
+        attention_weight_callback=lambda module: 0.3,
+        current_timestep_callback=lambda: subject.time,
+        tensor_format="BCHW",
+    )

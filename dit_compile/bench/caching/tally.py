@@ -1,0 +1,36 @@
+"""Counting the operations that are really executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
+    """Operations of an attention, told by shapes."""
+    count: int = sdpa_flop_count(query, key, value)
+    return count
+
+
+#: The counter does not know the CPU's attention by itself.
+_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+@dataclass
+class Tally:
+    """Operations of products and attention, added up while :meth:`counting`."""
+
+    flops: int = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what runs inside; what Dynamo compiled must have been called before."""
+        counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
+        with counter:
+            yield
+        self.flops += counter.get_total_flops()
