@@ -49,9 +49,12 @@ REFUSED = (
 )
 
 
-@pytest.fixture(scope="module", params=["merged", "split"])
+@pytest.fixture(scope="module", params=["merged", "split", "pt2"])
 def loaded(request: pytest.FixtureRequest) -> Any:
-    return ditc.load(request.getfixturevalue(request.param), intra_op_num_threads=1)
+    path = request.getfixturevalue(request.param)
+    if request.param == "pt2":
+        return ditc.load(path, trust=True)
+    return ditc.load(path, intra_op_num_threads=1)
 
 
 def run(loaded: Any, loop: Loop) -> list[torch.Tensor]:
