@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor.package import package_aoti
+from torch._inductor.package.package import package_aoti
 from torch.export import ExportedProgram
 
 from dit_compile.backends.inductor.backend import settings

@@ -128,7 +128,7 @@ class AotiGraphs(TorchGraphs):
     def _load(self, folder: Path, manifest: Manifest) -> dict[str, Call]:
         calls = {}
         for name, graph in manifest.graphs.items():
-            model = torch._C._aoti.AOTIModelPackageLoader(  # type: ignore[attr-defined]
+            model = torch._C._aoti.AOTIModelPackageLoader(
                 str(folder / graph.file), name, False, 1, -1
             )
             _check_processor(model.get_metadata())
