@@ -21,11 +21,8 @@ from dit_compile.runtime.generation import Call, Hold, Lane, Tracker
 from dit_compile.runtime.session import current
 from dit_compile.runtime.sight import Sight
 from dit_compile.runtime.steps import Returned, Steps, Values
+from dit_compile.runtime.table import Key, foreseen, forget, key_of
 
-_Key = tuple[tuple[float, ...], ...]
-
-#: Rows of a table that are kept for a lane at most, in bytes.
-_MAX_TABLE_BYTES = 512 << 20
 #: Why a format is not loaded unless the bundle is trusted.
 _DANGERS = {
     "pt2": "whose files may hold pickles, and those can run any code",
@@ -40,7 +37,7 @@ class _Prepared:
     """What is known of a lane's steps before they run: the prologue's values, the table's rows."""
 
     values: Values
-    rows: dict[_Key, Values] = field(default_factory=dict)
+    rows: dict[Key, Values] = field(default_factory=dict)
 
 
 class LoadedProgram:
@@ -111,36 +108,32 @@ class LoadedProgram:
         if TABLE not in self.manifest.graphs:
             return
         reads = self.manifest.graphs[TABLE].inputs
-        key = tuple(times for name, times in call.timesteps.items() if name in reads)
+        clock = [name for name in call.timesteps if name in reads]
+        key = key_of(call.timesteps, clock)
         rows = lane.prepared.rows
         if key not in rows:
-            missing = [k for k in self._foreseen(tracker, key) if k not in rows]
+            missing = [k for k in self._foreseen(tracker, clock, key) if k not in rows]
             if len(missing) >= _WORTHWHILE:
                 rows.update(self._rows(values, missing))
             if key not in rows:
                 rows[key] = self._run(TABLE, values).named
-            _bound(rows, key)
+            forget(rows, key)
         values.update(rows[key])
 
-    def _foreseen(self, tracker: Tracker, key: _Key) -> list[_Key]:
+    def _foreseen(self, tracker: Tracker, clock: list[str], key: Key) -> list[Key]:
         """The timesteps to come, this one among them, where one table can serve several."""
-        clocks = self.manifest.rows
-        if len(clocks) != 1 or len(key) != 1:
+        if len(self.manifest.rows) != 1 or len(clock) != 1:
             return []
-        if tracker.timesteps is None:
-            name = clocks[0].name.removesuffix("_rows")
-            return [(times[name],) for times in tracker.earlier_times]
-        if len({*key[0]}) != 1:
-            return []
-        stated = tracker.timesteps
-        rounded = self._graphs.array(stated, clocks[0].dtype, [len(stated)]).tolist()
-        return [((float(value),) * len(key[0]),) for value in rounded]
+        dtype = self.manifest.rows[0].dtype
+        return foreseen(
+            tracker, clock, key, lambda times: self._graphs.array(times, dtype, [len(times)])
+        )
 
-    def _rows(self, values: Values, keys: list[_Key]) -> dict[_Key, Values]:
+    def _rows(self, values: Values, keys: list[Key]) -> dict[Key, Values]:
         """The table's values at several timesteps, as many at a time as its graph takes."""
         (clock,) = self.manifest.rows
         shape = [int(size) for size in clock.shape]
-        found: dict[_Key, Values] = {}
+        found: dict[Key, Values] = {}
         for start in range(0, len(keys), shape[0]):
             some = keys[start : start + shape[0]]
             filled = [*some, *[some[-1]] * (shape[0] - len(some))]
@@ -167,20 +160,6 @@ class LoadedProgram:
 
     def _vector(self, name: str, row: Sequence[float]) -> Any:
         return self._graphs.array(row, "float32", [len(row)])
-
-
-def _bound(rows: dict[_Key, Values], keep: _Key) -> None:
-    """Forget the oldest rows of a table that has grown too large."""
-    size = sum(map(_bytes, rows[keep].values()))
-    for key in list(rows):
-        if len(rows) * size <= _MAX_TABLE_BYTES:
-            break
-        if key != keep:
-            del rows[key]
-
-
-def _bytes(value: Any) -> int:
-    return int(value.nbytes if hasattr(value, "nbytes") else value.tensor_size_in_bytes())
 
 
 def load(
