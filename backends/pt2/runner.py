@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dit_compile.backends.pt2.weights import WEIGHTS_FILE, load_weights
+from dit_compile.backends.pt2.weights import load_weights
 from dit_compile.bundle.arrays import check
 from dit_compile.bundle.manifest import Manifest, Value
 from dit_compile.bundle.sessions import RuntimeOptions
@@ -56,8 +56,10 @@ class TorchGraphs:
             )
         self._device = manifest.device or "cpu"
         self._graphs = manifest.graphs
-        file = folder / (manifest.weights or WEIGHTS_FILE)
-        weights = _tried("the weights", lambda: load_weights(file, self._device))
+        weights: dict[str, torch.Tensor] = {}
+        if manifest.weights is not None:
+            file = folder / manifest.weights
+            weights = _tried("the weights", lambda: load_weights(file, self._device))
         read = {key for graph in manifest.graphs.values() for key in graph.weights}
         for missing in sorted(read - weights.keys()):
             raise BundleError(f"{manifest.weights} has no {missing!r}; export the model again")
