@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch.export.graph_signature import (
     SymIntArgument,
     TensorArgument,
 )
+from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
 
 from dit_compile.errors import BackendError
+from dit_compile.ir.fake import leaves
 from dit_compile.ir.program import Program, copy_graph, output_args, placeholders
 
 
@@ -58,10 +61,34 @@ def exported_graph(program: Program, name: str) -> ExportedProgram:
         graph=module.graph,
         graph_signature=signature,
         state_dict={},
-        range_constraints={},
+        range_constraints=_ranges(program, module.graph),
         module_call_graph=[ModuleCallEntry("", call)],
         example_inputs=(fakes, {}),
     )
+
+
+def decomposed(exported: ExportedProgram, table: Mapping[Any, Any]) -> ExportedProgram:
+    """``exported`` with the operators in ``table`` replaced by what their entries compute."""
+    exported = _without_guards(exported)
+    if not any(node.target in table for node in exported.graph.nodes):
+        return exported
+    return _without_guards(exported.run_decompositions(dict(table)))
+
+
+def _without_guards(exported: ExportedProgram) -> ExportedProgram:
+    """Guards on symbolic sizes name the arguments of the model, which are not this graph's."""
+    exported._guards_code = []
+    return exported
+
+
+def _ranges(program: Program, graph: fx.Graph) -> dict[Any, Any]:
+    """What each symbol in the graph's sizes may be."""
+    env = program.fake_mode.shape_env
+    if env is None:
+        return {}
+    values = [value for node in graph.nodes for value in leaves(node.meta.get("val"))]
+    symbols = {symbol for value in values for symbol in free_symbols(value)}
+    return {symbol: env.var_to_range[symbol] for symbol in symbols if symbol in env.var_to_range}
 
 
 def _argument(node: Any) -> ArgumentSpec:

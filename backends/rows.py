@@ -50,7 +50,8 @@ def with_rows(program: Program) -> Program:
     try:
         with torch.no_grad():
             batched = torch.func.vmap(fx.Interpreter(table).run, in_dims=dims)
-            module = make_fx(batched)(*values)
+            # some operators decompose into writes under vmap, rms_norm among them
+            module = make_fx(torch.func.functionalize(batched))(*values)
     except RuntimeError:  # an operator that vmap does not know: each step computes its own row
         return program
     return _joined(program, module, [str(n.target) for n in nodes], moves)

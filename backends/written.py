@@ -37,6 +37,7 @@ class Written:
         dtypes: element types that were replaced, in numpy's words.
         notes: what was changed for the target.
         program: what was written, where graphs were added to it.
+        device: where the graphs run, in torch's words, unless whoever runs them may choose.
     """
 
     graphs: Mapping[str, Graph]
@@ -45,6 +46,7 @@ class Written:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     program: Program | None = None
+    device: str | None = None
 
 
 class Writer(Protocol):

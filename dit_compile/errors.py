@@ -77,6 +77,10 @@ class BundleError(DitcError):
     """A bundle cannot be written, or cannot be trusted to be what was exported."""
 
 
+class UntrustedBundleError(BundleError):
+    """A bundle can run code of its own, and nobody said that its maker is trusted."""
+
+
 class ReportError(DitcError):
     """A report cannot be read or written."""
 

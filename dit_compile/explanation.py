@@ -31,7 +31,8 @@ from dit_compile.report.markdown import markdown
 from dit_compile.report.model import Report
 from dit_compile.report.page import write_page
 from dit_compile.report.record import Recorder
-from dit_compile.report.table import print_report, terminal
+from dit_compile.report.table import print_report
+from dit_compile.report.terminal import terminal
 from dit_compile.versions import check_torch
 
 

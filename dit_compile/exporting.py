@@ -56,14 +56,15 @@ def export(
         args: positional example arguments.
         kwargs: keyword example arguments.
         path: the folder to write.
-        format: ``onnx``, for ONNX Runtime; ``ditc.load`` then needs no torch.
+        format: ``onnx``, for ONNX Runtime; ``ditc.load`` then needs no torch. ``pt2``, exported
+            programs of torch. ``aoti``, machine code by AOTInductor, for torch on such a machine.
         passes: pipeline text or a preset's name; ``exact`` by default.
         plan: a Plan from ``ditc.calibrate``, or the path of one, in place of a pipeline.
         bindings: binding time by argument name, where structure cannot tell.
         dynamic_shapes: as for ``torch.export.export``: which sizes may vary.
-        opset: version of ONNX's standard operators, 18 to 23.
-        contrib: use operators that ONNX Runtime alone has, where they are faster.
-        split: one ONNX file a graph, and not one for all graphs that can serve a step.
+        opset: of ``onnx``: version of the standard operators, 18 to 23.
+        contrib: of ``onnx``: use operators that ONNX Runtime alone has, where they are faster.
+        split: of ``onnx``: one file a graph, and not one for all graphs that can serve a step.
         overwrite: replace a bundle that is there already.
 
     Returns:
@@ -104,6 +105,7 @@ def export(
             weights=written.weights,
             fixed=_fixed(model, args, kwargs),
             notes=written.notes,
+            device=written.device,
         )
         text = manifest.to_json()
         Manifest.from_json(text)  # what nobody could load is never moved into place

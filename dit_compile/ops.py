@@ -53,3 +53,6 @@ def _forecast(coefficients: Tensor, values: list[Tensor]) -> Tensor:
 
 
 forecast = torch.ops.ditc.forecast.default
+
+#: What each operator is in plain ATen, for files that must do without this library.
+DECOMPOSITIONS = {adaln_norm: _adaln_norm, forecast: _forecast}

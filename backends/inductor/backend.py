@@ -47,7 +47,7 @@ class Inductor:
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
         """One graph, compiled. Own operators decompose while AOTAutograd traces."""
         module = copy_graph(program.graphs[graph])
-        settings = _settings(program, module.graph)
+        chosen = settings(program, module.graph)
         if not program.training:
             outline(module, _HEAVY, name=f"{graph}_region")
         fakes = [node.meta["val"] for node in placeholders(module.graph)]
@@ -55,7 +55,7 @@ class Inductor:
         try:
             with (
                 _context(program.fake_mode, lasting=program.training),
-                inductor_config.patch(settings),
+                inductor_config.patch(chosen),
                 torch._C._DisableAutocast(),  # its casts are in the graph
             ):
                 compiled = compile_fx(module, fakes)
@@ -73,7 +73,7 @@ class Inductor:
         return run
 
 
-def _settings(program: Program, graph: fx.Graph) -> dict[str, Any]:
+def settings(program: Program, graph: fx.Graph) -> dict[str, Any]:
     """Inductor's configuration for one graph, where its own does not pay.
 
     Where caching took away all work between many residual additions, Inductor fuses them into one

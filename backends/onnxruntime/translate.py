@@ -6,14 +6,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, OutputFixPass
-from torch.export import ExportedProgram
 
-from dit_compile.backends.exported import exported_graph
+from dit_compile.backends.contents import refuse_writes, result_names
+from dit_compile.backends.exported import decomposed, exported_graph
 from dit_compile.backends.onnxruntime.exporter import quiet, to_onnx
 from dit_compile.backends.onnxruntime.operators import decompositions
-from dit_compile.bundle.manifest import MEASURED
 from dit_compile.errors import BackendError
-from dit_compile.ir.program import OutputKind, Program
+from dit_compile.ir.program import Program
 from dit_compile.ir.size_names import named_sizes, rename_sizes
 
 #: Opsets that torch's exporter writes; the least has no ``Gelu``, the last has ``Attention``.
@@ -35,14 +34,12 @@ def translate(program: Program, name: str, *, opset: int, contrib: bool) -> ir.M
         BackendError: torch's exporter has no translation for an operator, or the graph writes into
             one of its inputs.
     """
-    for output in program.outputs[name]:
-        if output.kind is OutputKind.MUTATION:
-            path = program.inputs[output.name].path
-            raise BackendError(f"the model writes into {path}; a bundle cannot, so leave that out")
+    refuse_writes(program, name)
     try:
         with quiet():
             exported = exported_graph(program, name)
-            model = _converted(exported, opset, contrib)
+            table = decompositions(contrib=contrib)
+            model = to_onnx(decomposed(exported, table), opset)
     except BackendError:
         raise
     except Exception as error:
@@ -51,36 +48,6 @@ def translate(program: Program, name: str, *, opset: int, contrib: bool) -> ir.M
     _name_values(program, name, model, reads)
     _name_sizes(model, named_sizes(program))
     return model
-
-
-def result_names(program: Program, name: str) -> list[str]:
-    """The names of a graph's outputs: ``output_0`` for the caller, ``next_...`` for state."""
-    names, results = [], 0
-    for output in program.outputs[name]:
-        if output.kind is OutputKind.USER:
-            names.append(f"output_{results}")
-            results += 1
-        elif output.kind is OutputKind.MEASURE:
-            names.append(MEASURED)
-        elif output.kind is OutputKind.ROWS:
-            names.append(f"{output.name}_rows")
-        else:
-            prefix = "next_" if output.kind is OutputKind.STATE else ""
-            names.append(prefix + output.name)
-    return names
-
-
-def _converted(exported: ExportedProgram, opset: int, contrib: bool) -> ir.Model:
-    table = decompositions(contrib=contrib)
-    if any(node.target in table for node in exported.graph.nodes):
-        exported = _without_guards(exported).run_decompositions(table)
-    return to_onnx(_without_guards(exported), opset)
-
-
-def _without_guards(exported: ExportedProgram) -> ExportedProgram:
-    """Guards on symbolic sizes name the arguments of the model, which are not this graph's."""
-    exported._guards_code = []
-    return exported
 
 
 def _reason(error: BaseException) -> str:

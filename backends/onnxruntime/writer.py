@@ -11,17 +11,17 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from dit_compile.backends.eager import Eager
+from dit_compile.backends.contents import exported_graphs, known_weights, results
 from dit_compile.backends.onnxruntime.attach import attach_weights
 from dit_compile.backends.onnxruntime.halves import widen
 from dit_compile.backends.onnxruntime.merge import merge
-from dit_compile.backends.onnxruntime.translate import OPSETS, result_names, translate
+from dit_compile.backends.onnxruntime.translate import OPSETS, translate
 from dit_compile.backends.onnxruntime.weights import WeightsFile
 from dit_compile.backends.rows import with_rows
 from dit_compile.backends.written import ExportOptions, Written
-from dit_compile.bundle.manifest import Graph, Result
+from dit_compile.bundle.manifest import Graph
 from dit_compile.errors import OptionError
-from dit_compile.ir.program import ROWS, TABLE, WEIGHTS, Input, InputKind, Program, placeholders
+from dit_compile.ir.program import ROWS, TABLE, Input, InputKind, Program
 
 WEIGHTS_FILE = "weights.bin"
 #: The model of all graphs that can serve a step.
@@ -95,13 +95,6 @@ def _clocks(program: Program) -> list[Input]:
     ]
 
 
-def exported_graphs(program: Program) -> list[str]:
-    """The graphs that run ahead of the steps, but for weights alone, and those of the steps."""
-    ahead = [name for name, _ in program.ahead_graphs() if name != WEIGHTS]
-    rows = [ROWS] if ROWS in program.graphs else []
-    return [*ahead, *rows, *program.schedule.graphs()]
-
-
 def make_model(
     program: Program,
     name: str,
@@ -118,18 +111,6 @@ def make_model(
     return model
 
 
-def known_weights(program: Program) -> dict[str, torch.Tensor]:
-    """The values of all weights by input name, those derived from weights alone included."""
-    values = dict(program.constants)
-    if WEIGHTS in program.graphs:
-        reads = [values[str(node.target)] for node in placeholders(program.graphs[WEIGHTS].graph)]
-        with torch.no_grad():
-            returned = Eager().compile(program, WEIGHTS)(*reads)
-        names = (output.name for output in program.outputs[WEIGHTS])
-        values |= dict(zip(names, returned, strict=True))
-    return values
-
-
 def half_types(program: Program) -> list[str]:
     """The half-precision types in a Program's graphs."""
     found = {
@@ -139,12 +120,3 @@ def half_types(program: Program) -> list[str]:
         if isinstance(value := node.meta.get("val"), torch.Tensor)
     }
     return [name for dtype, name in _HALVES.items() if dtype in found]
-
-
-def results(program: Program, name: str) -> tuple[Result, ...]:
-    """What a manifest says of a graph's outputs."""
-    names = result_names(program, name)
-    return tuple(
-        Result(text, output.kind.value, output.name or text)
-        for text, output in zip(names, program.outputs[name], strict=True)
-    )

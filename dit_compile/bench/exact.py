@@ -25,7 +25,7 @@ from dit_compile.config import environment_with_inductor_cache
 from dit_compile.errors import DitcError, OptionError
 from dit_compile.optional import require
 from dit_compile.quality.bootstrap import bootstrap
-from dit_compile.report.table import terminal
+from dit_compile.report.terminal import terminal
 
 
 @dataclass(frozen=True)

@@ -57,15 +57,42 @@ def as_array(spec: Value, value: Any) -> np.ndarray[Any, Any]:
     if isinstance(value, (int, float, list, tuple)):
         value = np.asarray(value, dtype=spec.dtype)
     array = value if isinstance(value, np.ndarray) else np.from_dlpack(value)
-    if array.dtype.name != spec.dtype:
-        raise OptionError(f"{spec.path} takes {spec.dtype}, not {array.dtype.name}; convert it")
-    fixed = [(a, b) for a, b in zip(spec.shape, array.shape, strict=False) if isinstance(a, int)]
-    if len(spec.shape) != array.ndim or any(a != b for a, b in fixed):
+    check(spec, array.dtype.name, array.shape)
+    return np.ascontiguousarray(array)
+
+
+def check(spec: Value, dtype: str, shape: Sequence[int]) -> None:
+    """Make sure that a tensor is of the type and shape that ``spec`` states.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if dtype != spec.dtype:
+        raise OptionError(f"{spec.path} takes {spec.dtype}, not {dtype}; convert it")
+    fixed = [(a, b) for a, b in zip(spec.shape, shape, strict=False) if isinstance(a, int)]
+    if len(spec.shape) != len(shape) or any(a != b for a, b in fixed):
         raise OptionError(
-            f"{spec.path} takes the shape {list(spec.shape)}, not {list(array.shape)}; export with "
+            f"{spec.path} takes the shape {list(spec.shape)}, not {list(shape)}; export with "
             "dynamic_shapes to vary it"
         )
-    return np.ascontiguousarray(array)
+
+
+def check_sizes(inputs: Sequence[Value], values: Mapping[str, Any]) -> None:
+    """Make sure that sizes of one name are equal, which compiled graphs rely on unseen.
+
+    Raises:
+        OptionError: two inputs have different sizes where they must agree.
+    """
+    known: dict[str, tuple[int, str]] = {}
+    for spec in inputs:
+        for name, size in zip(spec.shape, values[spec.name].shape, strict=True):
+            if not isinstance(name, str) or not name.isidentifier():
+                continue
+            first, path = known.setdefault(name, (size, spec.path))
+            if size != first:
+                raise OptionError(
+                    f"{spec.path} has {size} where {path} has {first}; these sizes must be equal"
+                )
 
 
 def bound(

@@ -69,15 +69,22 @@ def file_entry(path: Path) -> File:
 def open_bundle(path: Path, *, verify: bool = True) -> Manifest:
     """Read the manifest of a bundle and check the files.
 
-    Every file lies directly in the folder and is a regular file: neither the manifest nor a model
-    can lead a reader out of it. No file is unpickled, here or later.
+    Raises:
+        BundleError: a file is missing, was changed, or leads out of the folder.
+    """
+    manifest = read_manifest(path)
+    check_files(path, manifest, verify=verify)
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a bundle, and nothing else.
 
     Args:
         path: the folder.
-        verify: compare each file's hash; without it, sizes alone.
 
     Raises:
-        BundleError: a file is missing, was changed, or leads out of the folder.
+        BundleError: there is no bundle, or its manifest is wrong.
     """
     if not path.is_dir():
         raise BundleError(f"{str(path)!r} is no folder; give the folder that ditc export wrote")
@@ -89,7 +96,23 @@ def open_bundle(path: Path, *, verify: bool = True) -> Manifest:
         text = (path / MANIFEST).read_text("utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"{MANIFEST} is no text: {error}; export the model again") from error
-    manifest = Manifest.from_json(text)
+    return Manifest.from_json(text)
+
+
+def check_files(path: Path, manifest: Manifest, *, verify: bool = True) -> None:
+    """Make sure that a bundle's files are those of its manifest.
+
+    Every file lies directly in the folder and is a regular file: neither the manifest nor an ONNX
+    model can lead a reader out of it. No file is unpickled here.
+
+    Args:
+        path: the folder.
+        manifest: its manifest.
+        verify: compare each file's hash; without it, sizes alone.
+
+    Raises:
+        BundleError: a file is missing, was changed, or leads out of the folder.
+    """
     for name, entry in manifest.files.items():
         size = _size(path, name)
         if size != entry.bytes:
@@ -98,7 +121,6 @@ def open_bundle(path: Path, *, verify: bool = True) -> Manifest:
             raise BundleError(f"{name} is not the file that was exported; copy the bundle again")
     if manifest.format == "onnx":
         _check_models(path, manifest)
-    return manifest
 
 
 def _size(path: Path, name: str) -> int:

@@ -1,32 +1,33 @@
-"""A bundle, loaded: called like the model that it was exported from. Needs no torch."""
+"""A bundle, loaded: called like the model that it was exported from."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dit_compile.bundle.arrays import HeldArray, as_array, bound, is_torch
-from dit_compile.bundle.folder import open_bundle
+from dit_compile.bundle.arrays import bound, check_sizes, is_torch
+from dit_compile.bundle.folder import check_files, read_manifest
 from dit_compile.bundle.manifest import Manifest
 from dit_compile.bundle.policy import from_data
-from dit_compile.bundle.sessions import Graphs, RuntimeOptions
-from dit_compile.errors import BundleError, OptionError
+from dit_compile.bundle.runner import Runner
+from dit_compile.bundle.sessions import RuntimeOptions
+from dit_compile.errors import OptionError, UntrustedBundleError
 from dit_compile.ir.interface import PROLOGUE, ROWS, TABLE, OutputKind
+from dit_compile.pipeline.registry import find_runner
 from dit_compile.runtime.generation import Call, Hold, Lane, Tracker
 from dit_compile.runtime.session import current
 from dit_compile.runtime.sight import Sight
 from dit_compile.runtime.steps import Returned, Steps, Values
+from dit_compile.runtime.table import Key, foreseen, forget, key_of
 
-_Key = tuple[tuple[float, ...], ...]
-
-#: Rows of a table that are kept for a lane at most, in bytes.
-_MAX_TABLE_BYTES = 512 << 20
+#: Why a format is not loaded unless the bundle is trusted.
+_DANGERS = {
+    "pt2": "whose files may hold pickles, and those can run any code",
+    "aoti": "whose package is machine code",
+}
 #: Rows from which on it is faster to compute them together, filled up as they are.
 _WORTHWHILE = 3
 
@@ -36,7 +37,7 @@ class _Prepared:
     """What is known of a lane's steps before they run: the prologue's values, the table's rows."""
 
     values: Values
-    rows: dict[_Key, Values] = field(default_factory=dict)
+    rows: dict[Key, Values] = field(default_factory=dict)
 
 
 class LoadedProgram:
@@ -47,19 +48,18 @@ class LoadedProgram:
     states the loop, as for a compiled model.
 
     Args:
-        folder: the bundle's folder, checked.
-        manifest: its manifest.
-        options: how to run it.
+        manifest: what the bundle holds.
+        runner: runs its graphs.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, options: RuntimeOptions) -> None:
+    def __init__(self, manifest: Manifest, runner: Runner) -> None:
         self.manifest = manifest
         self.schedule = from_data(manifest.schedule)
-        self.hold: Hold = HeldArray.of
+        self.hold: Hold = runner.hold
         self._sight = Sight(manifest.interface())
         self.clock = self._sight.clock
-        self._graphs = Graphs(folder, manifest, options)
-        self._steps = Steps(self.schedule, manifest.interface(), self._run, _vector)
+        self._graphs = runner
+        self._steps = Steps(self.schedule, manifest.interface(), self._run, self._vector)
 
     @property
     def stateful(self) -> bool:
@@ -78,14 +78,14 @@ class LoadedProgram:
 
         Raises:
             OptionError: the arguments are not those of the exported model.
-            BackendError: ONNX Runtime failed.
+            BackendError: a graph failed.
         """
         given = bound(self.manifest.inputs, self.manifest.fixed, args, kwargs)
-        values: Values = {v.name: as_array(v, given[v.name]) for v in self.manifest.inputs}
-        results = self._step(values)
-        if any(map(is_torch, given.values())):
-            return tuple(map(sys.modules["torch"].from_numpy, results))
-        return results
+        inputs = self.manifest.inputs
+        values: Values = {v.name: self._graphs.take(v, given[v.name]) for v in inputs}
+        check_sizes(inputs, values)
+        as_torch = any(map(is_torch, given.values()))
+        return tuple(self._graphs.give(v, as_torch=as_torch) for v in self._step(values))
 
     def _step(self, values: Values) -> tuple[Any, ...]:
         tracker = current((self,)).tracker(self, ())
@@ -108,39 +108,36 @@ class LoadedProgram:
         if TABLE not in self.manifest.graphs:
             return
         reads = self.manifest.graphs[TABLE].inputs
-        key = tuple(times for name, times in call.timesteps.items() if name in reads)
+        clock = [name for name in call.timesteps if name in reads]
+        key = key_of(call.timesteps, clock)
         rows = lane.prepared.rows
         if key not in rows:
-            missing = [k for k in self._foreseen(tracker, key) if k not in rows]
+            missing = [k for k in self._foreseen(tracker, clock, key) if k not in rows]
             if len(missing) >= _WORTHWHILE:
                 rows.update(self._rows(values, missing))
             if key not in rows:
                 rows[key] = self._run(TABLE, values).named
-            _bound(rows, key)
+            forget(rows, key)
         values.update(rows[key])
 
-    def _foreseen(self, tracker: Tracker, key: _Key) -> list[_Key]:
+    def _foreseen(self, tracker: Tracker, clock: list[str], key: Key) -> list[Key]:
         """The timesteps to come, this one among them, where one table can serve several."""
-        clocks = self.manifest.rows
-        if len(clocks) != 1 or len(key) != 1:
+        if len(self.manifest.rows) != 1 or len(clock) != 1:
             return []
-        if tracker.timesteps is None:
-            name = clocks[0].name.removesuffix("_rows")
-            return [(times[name],) for times in tracker.earlier_times]
-        if len({*key[0]}) != 1:
-            return []
-        rounded = np.asarray(tracker.timesteps).astype(clocks[0].dtype).tolist()
-        return [((float(value),) * len(key[0]),) for value in rounded]
+        dtype = self.manifest.rows[0].dtype
+        return foreseen(
+            tracker, clock, key, lambda times: self._graphs.array(times, dtype, [len(times)])
+        )
 
-    def _rows(self, values: Values, keys: list[_Key]) -> dict[_Key, Values]:
+    def _rows(self, values: Values, keys: list[Key]) -> dict[Key, Values]:
         """The table's values at several timesteps, as many at a time as its graph takes."""
         (clock,) = self.manifest.rows
         shape = [int(size) for size in clock.shape]
-        found: dict[_Key, Values] = {}
+        found: dict[Key, Values] = {}
         for start in range(0, len(keys), shape[0]):
             some = keys[start : start + shape[0]]
             filled = [*some, *[some[-1]] * (shape[0] - len(some))]
-            times = np.array([key[0] for key in filled]).astype(clock.dtype).reshape(shape)
+            times = self._graphs.array([key[0] for key in filled], clock.dtype, shape)
             table = self._run(ROWS, {**values, clock.name: times}).named
             for i, key in enumerate(some):
                 found[key] = {name: value[i] for name, value in table.items()}
@@ -161,23 +158,8 @@ class LoadedProgram:
         done.results = tuple(results)
         return done
 
-
-def _vector(name: str, row: Sequence[float]) -> Any:
-    return np.array(row, np.float32)
-
-
-def _bound(rows: dict[_Key, Values], keep: _Key) -> None:
-    """Forget the oldest rows of a table that has grown too large."""
-    size = sum(map(_bytes, rows[keep].values()))
-    for key in list(rows):
-        if len(rows) * size <= _MAX_TABLE_BYTES:
-            break
-        if key != keep:
-            del rows[key]
-
-
-def _bytes(value: Any) -> int:
-    return int(value.nbytes if isinstance(value, np.ndarray) else value.tensor_size_in_bytes())
+    def _vector(self, name: str, row: Sequence[float]) -> Any:
+        return self._graphs.array(row, "float32", [len(row)])
 
 
 def load(
@@ -189,8 +171,12 @@ def load(
     prepack: bool = True,
     session_options: Any = None,
     verify: bool = True,
+    trust: bool = False,
 ) -> LoadedProgram:
-    """Load a bundle that ``ditc.export`` wrote. Needs onnxruntime and numpy alone.
+    """Load a bundle that ``ditc.export`` wrote.
+
+    One of the format ``onnx`` needs onnxruntime and numpy alone, and runs no code of its own. Those
+    of the other formats need torch, and the files of such a bundle can do whatever you can.
 
     Args:
         path: the bundle's folder.
@@ -202,20 +188,25 @@ def load(
             least memory.
         session_options: an ``onnxruntime.SessionOptions`` to start from.
         verify: compare the hash of each file with the manifest's; without it, sizes alone.
+        trust: you know who made the bundle; the formats ``pt2`` and ``aoti`` are refused without.
 
     Raises:
-        BundleError: the bundle is damaged or not to be trusted.
-        MissingDependencyError: onnxruntime is not installed.
-        OptionError, BackendError: a provider is not there, or refuses a graph.
+        BundleError: the bundle is damaged.
+        UntrustedBundleError: it can run code of its own, and ``trust`` is not set.
+        MissingDependencyError: what runs it is not installed.
+        OptionError, BackendError: a provider is not there, or a graph cannot be loaded.
     """
     folder = Path(path)
-    manifest = open_bundle(folder, verify=verify)
-    if manifest.format != "onnx":
-        raise BundleError(f"{str(path)!r} is of the format {manifest.format}, which needs torch")
     if isinstance(providers, str):
         raise OptionError(f"providers takes a list of names, such as [{providers!r}]")
-    return LoadedProgram(
-        folder,
-        manifest,
-        RuntimeOptions(providers, intra_op_num_threads, allow_fallback, prepack, session_options),
+    options = RuntimeOptions(
+        tuple(providers), intra_op_num_threads, allow_fallback, prepack, session_options
     )
+    manifest = read_manifest(folder)
+    if manifest.format in _DANGERS and not trust:
+        raise UntrustedBundleError(
+            f"{str(path)!r} is of the format {manifest.format}, {_DANGERS[manifest.format]}; if "
+            "you know who made it, pass trust=True, or --trust"
+        )
+    check_files(folder, manifest, verify=verify)
+    return LoadedProgram(manifest, find_runner(manifest.format)(folder, manifest, options))

@@ -67,12 +67,15 @@ class Graph:
         inputs: what it reads, by name.
         outputs: what it returns.
         variant: the number to pass as the input ``variant`` where one file holds several graphs.
+        weights: the tensors of the weights file that it takes behind its inputs, in order; none
+            where the file itself refers to them.
     """
 
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[Result, ...]
     variant: int | None = None
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Manifest:
         weights: the file that holds the weights of all graphs, if it is one of its own.
         fixed: arguments of the model that are no tensors, and had these values at export.
         notes: what was changed for the target, for a reader to know.
+        device: where the graphs run, in torch's words, unless whoever runs them may choose.
     """
 
     format: str
@@ -161,6 +165,7 @@ class Manifest:
     weights: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    device: str | None = None
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
@@ -227,6 +232,7 @@ def _parsed(data: dict[str, Any]) -> Manifest:
             tuple(item["inputs"]),
             tuple(Result(**output) for output in item["outputs"]),
             item["variant"],
+            tuple(item.get("weights", ())),
         )
         for name, item in data["graphs"].items()
     }

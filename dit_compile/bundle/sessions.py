@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from dit_compile.bundle.manifest import Graph, Manifest
+from dit_compile.bundle.arrays import HeldArray, as_array
+from dit_compile.bundle.manifest import Graph, Manifest, Value
 from dit_compile.errors import BackendError, MissingDependencyError, OptionError, suggest
 from dit_compile.ir.interface import OutputKind
+from dit_compile.runtime.generation import Hold
+
+Array = np.ndarray[Any, Any]
 
 #: The input that picks one of several graphs in a file.
 SELECTOR = "variant"
@@ -61,11 +66,24 @@ class Graphs:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, options: RuntimeOptions) -> None:
+        self.hold: Hold = HeldArray.of
         self._graphs = manifest.graphs
         self._device = _DEVICES.get(_name(options.providers[0]), "cpu") if options.providers else ""
         files = dict.fromkeys(graph.file for graph in manifest.graphs.values())
         self._sessions = {file: open_session(folder / file, options) for file in files}
         self._idle = {file: _idle_inputs(session) for file, session in self._sessions.items()}
+
+    def take(self, spec: Value, value: Any) -> Array:
+        """What the caller passes for an input as a contiguous array."""
+        return as_array(spec, value)
+
+    def array(self, numbers: Sequence[Any], dtype: str, shape: Sequence[int]) -> Array:
+        """An array of these numbers."""
+        return np.array(numbers).astype(dtype).reshape(shape)
+
+    def give(self, result: Any, *, as_torch: bool) -> Any:
+        """A result for the caller."""
+        return sys.modules["torch"].from_numpy(result) if as_torch else result
 
     def run(self, name: str, values: Mapping[str, Any]) -> list[Any]:
         """Run a graph.

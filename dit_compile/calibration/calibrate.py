@@ -16,7 +16,7 @@ from dit_compile.calibration.runs import Runs, Sample
 from dit_compile.errors import OptionError
 from dit_compile.ir.origin import normalize_path
 from dit_compile.pipeline.pipeline import Pipeline
-from dit_compile.report.table import terminal
+from dit_compile.report.terminal import terminal
 
 
 def calibrate(

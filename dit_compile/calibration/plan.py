@@ -21,7 +21,7 @@ from dit_compile.errors import PlanError
 from dit_compile.ir.fake import tensor_of
 from dit_compile.ir.program import InputKind, Program, placeholders
 from dit_compile.pipeline.pipeline import Pipeline
-from dit_compile.report.table import terminal
+from dit_compile.report.terminal import terminal
 
 #: Goes up when a file of an earlier version can no longer be read.
 VERSION = 1

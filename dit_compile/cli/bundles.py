@@ -16,9 +16,9 @@ from rich.table import Table
 
 from dit_compile.bundle.arrays import bound
 from dit_compile.bundle.loaded import LoadedProgram, load
-from dit_compile.cli.commands import parse_bindings
+from dit_compile.cli.described import graph_table
 from dit_compile.errors import OptionError
-from dit_compile.report.table import terminal
+from dit_compile.report.terminal import terminal
 from dit_compile.runtime.generation import MODES
 from dit_compile.runtime.session import session
 
@@ -30,6 +30,7 @@ Arrays = dict[str, Any]
 
 def export(args: argparse.Namespace) -> None:
     """``ditc export``: write a bundle, and list what is in it."""
+    from dit_compile.cli.commands import parse_bindings
     from dit_compile.cli.target import load_target
     from dit_compile.exporting import export as run
 
@@ -50,7 +51,7 @@ def export(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
         )
     console = terminal()
-    console.print(_contents(manifest))
+    console.print(graph_table(manifest))
     for note in manifest.notes:
         console.print(f"note: {note}")
     console.print(f"bundle: {args.path}", soft_wrap=True)
@@ -61,10 +62,11 @@ def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     loaded = load(
         args.path,
-        providers=args.provider or ["CPUExecutionProvider"],
+        providers=args.provider or ("CPUExecutionProvider",),
         intra_op_num_threads=args.threads,
         allow_fallback=args.allow_fallback,
         prepack=not args.no_prepack,
+        trust=args.trust,
     )
     ready = time.perf_counter() - started
     inputs = _drawn(loaded.manifest) | _read(args.inputs)
@@ -85,23 +87,6 @@ def run(args: argparse.Namespace) -> None:
         named = zip((value.name for value in loaded.manifest.results), results, strict=True)
         np.savez(args.save, **dict(named))
     _report(loaded, ready, seconds)
-
-
-def _contents(manifest: Manifest) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("graph", "file"):
-        table.add_column(title)
-    for title in ("inputs", "outputs"):
-        table.add_column(title, justify="right")
-    table.add_column("MB", justify="right")
-    for name, graph in manifest.graphs.items():
-        size = f"{manifest.files[graph.file].bytes / 1e6:.1f}"
-        row = (name, graph.file, str(len(graph.inputs)), str(len(graph.outputs)))
-        table.add_row(*row, "" if graph.variant else size)
-    if manifest.weights:
-        size = f"{manifest.files[manifest.weights].bytes / 1e6:.1f}"
-        table.add_row("weights of all", manifest.weights, "", "", size)
-    return table
 
 
 def _report(loaded: LoadedProgram, ready: float, seconds: Mapping[str, list[float]]) -> None:
@@ -136,8 +121,9 @@ def _drawn(manifest: Manifest) -> Arrays:
         sizes = [size for size in value.shape if isinstance(size, int)]
         if len(sizes) == len(value.shape):
             noise = rng.standard_normal(sizes)
-            floating = value.dtype.startswith("float")
-            drawn[value.name] = (noise if floating else noise * 0).astype(value.dtype)
+            floating = "float" in value.dtype
+            dtype = "float32" if value.dtype == "bfloat16" else value.dtype  # numpy has none
+            drawn[value.name] = (noise if floating else noise * 0).astype(dtype)
     return drawn
 
 
@@ -149,7 +135,7 @@ def _timesteps(manifest: Manifest, steps: int) -> list[float]:
 
 
 def _at(loaded: LoadedProgram, inputs: Arrays, time_: float) -> Arrays:
-    return {v.name: np.full(inputs[v.name].shape, time_, v.dtype) for v in _clock(loaded.manifest)}
+    return {v.name: np.full_like(inputs[v.name], time_) for v in _clock(loaded.manifest)}
 
 
 def _clock(manifest: Manifest) -> list[Value]:

@@ -8,7 +8,7 @@ import sys
 
 from dit_compile.calibration.calibrate import calibrate as run
 from dit_compile.cli.target import load_sampler
-from dit_compile.report.table import terminal
+from dit_compile.report.terminal import terminal
 
 
 def calibrate(args: argparse.Namespace) -> None:

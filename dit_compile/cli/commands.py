@@ -12,7 +12,8 @@ from rich.table import Table
 
 from dit_compile.errors import OptionError, ReportError
 from dit_compile.ir.printer import print_program
-from dit_compile.report.table import print_report, terminal
+from dit_compile.report.table import print_report
+from dit_compile.report.terminal import terminal
 
 if TYPE_CHECKING:
     from dit_compile.explanation import Explanation

@@ -8,15 +8,16 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from dit_compile.cli import commands
+from dit_compile.bundle.folder import MANIFEST
 from dit_compile.errors import DitcError
 from dit_compile.pipeline.registry import formats
 
 _TARGET_HELP = (
     "what to compile: 'digits' or 'digits-flow' (bundled models), or 'file.py:function' or "
     "'package.module:function', a function that returns (model, args, kwargs); explain and diff "
-    "also take a report, 'run.json'"
+    "also take a report, 'run.json', and explain the folder of a bundle"
 )
 
 
@@ -61,13 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--graph", metavar="PATH", help="also write the result as .dot, .graphml or .explorer.json"
     )
-    explain.set_defaults(command=commands.explain)
+    explain.set_defaults(command=_explain)
 
     diff = subs.add_parser("diff", help="show the graph diff of one pass, or of two runs")
     _add_target(diff, default="exact")
     diff.add_argument("other", nargs="?", help="a second report; both are JSON files")
     diff.add_argument("--pass", dest="only", metavar="NAME", help="the pass; all if left out")
-    diff.set_defaults(command=commands.diff)
+    diff.set_defaults(command=_lazily("commands", "diff"))
 
     opt = subs.add_parser("opt", help="run passes on a model and print the resulting IR")
     _add_target(opt, default=None, required=True)
@@ -75,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     opt.add_argument("--json", action="store_true", help="print the run as JSON")
     opt.add_argument("--python", action="store_true", help="print a module that runs, not the IR")
     opt.add_argument("--stage", type=int, metavar="N", help="stop after pass #N; -1: as captured")
-    opt.set_defaults(command=commands.opt)
+    opt.set_defaults(command=_lazily("commands", "opt"))
 
-    _add_export(subs.add_parser("export", help="write a model as a bundle that runs without torch"))
+    _add_export(subs.add_parser("export", help="write a model as a bundle of files"))
     _add_run(subs.add_parser("run", help="run a bundle over a loop of steps"))
 
     bisect = subs.add_parser(
@@ -87,13 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         "one, each exact pass is compared with float64.",
     )
     _add_target(bisect, default="exact", optional=True)
-    bisect.set_defaults(command=commands.bisect)
+    bisect.set_defaults(command=_lazily("commands", "bisect"))
 
     reduce = subs.add_parser("reduce", help="shrink a model on which a pass fails")
     _add_target(reduce, default="exact")
     reduce.add_argument("--out", default="repro", help="folder for the case (%(default)s)")
     reduce.add_argument("--weights", action="store_true", help="keep the weights in it too")
-    reduce.set_defaults(command=commands.reduce)
+    reduce.set_defaults(command=_lazily("commands", "reduce"))
 
     _add_calibrate(subs.add_parser("calibrate", help="fit a cache to a model, or choose one"))
 
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--interval", type=int, default=3, help="cache interval (%(default)s)")
     demo.add_argument("--guidance-scale", type=float, default=3.0, help="(%(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    demo.set_defaults(command=commands.demo)
+    demo.set_defaults(command=_lazily("commands", "demo"))
 
     bench = subs.add_parser("bench", help="measure against eager and torch.compile")
     kinds = bench.add_subparsers(required=True, metavar="what")
@@ -116,10 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     roofline.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     roofline.add_argument("--refresh", action="store_true", help="measure again")
     roofline.add_argument("--json", action="store_true", help="print JSON")
-    roofline.set_defaults(command=commands.roofline)
+    roofline.set_defaults(command=_lazily("commands", "roofline"))
 
     listing = subs.add_parser("passes", help="list all passes, presets and targets")
-    listing.set_defaults(command=commands.list_passes)
+    listing.set_defaults(command=_lazily("commands", "list_passes"))
     return parser
 
 
@@ -151,6 +152,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         "--provider", action="append", help="ONNX Runtime's execution provider, the CPU by default"
     )
     run.add_argument("--allow-fallback", action="store_true", help="let another provider take over")
+    run.add_argument(
+        "--trust", action="store_true", help="you know who made it: pt2 and aoti can run any code"
+    )
     run.add_argument("--no-prepack", action="store_true", help="least memory, slower steps")
     run.set_defaults(command=_lazily("bundles", "run"))
 
@@ -176,6 +180,12 @@ def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
     calibrate.add_argument("--plot", metavar="PNG", help="also draw what was tried")
     calibrate.add_argument("--out", default="ditc.plan.json", help="the plan (%(default)s)")
     calibrate.set_defaults(command=_lazily("calibrating", "calibrate"))
+
+
+def _explain(args: argparse.Namespace) -> None:
+    """``ditc explain``: a bundle by its manifest, without torch; a model by its passes."""
+    is_bundle = (Path(args.target) / MANIFEST).is_file()
+    _lazily("described" if is_bundle else "commands", "explain")(args)
 
 
 def _lazily(module: str, name: str) -> Callable[[argparse.Namespace], None]:
@@ -218,7 +228,7 @@ def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
     exact.add_argument("--blocks", type=int, help="cut the models to this many blocks of each kind")
     exact.add_argument("--no-compile-times", action="store_true", help="steady state alone")
     exact.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
-    exact.set_defaults(command=commands.bench_exact)
+    exact.set_defaults(command=_lazily("commands", "bench_exact"))
 
 
 def _add_target(

@@ -23,7 +23,7 @@ from dit_compile.explanation import Explanation, explain
 from dit_compile.ir.program import MAIN
 from dit_compile.quality.compilations import Compilations
 from dit_compile.quality.metrics import class_accuracy, frechet_distance, psnr
-from dit_compile.report.table import terminal
+from dit_compile.report.terminal import terminal
 from dit_compile.runtime.session import session
 
 

@@ -10,8 +10,14 @@ from dit_compile.errors import MissingDependencyError, PipelineError, find_named
 from dit_compile.pipeline.presets import PRESETS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from dit_compile.backends.base import Backend
     from dit_compile.backends.written import Writer
+    from dit_compile.bundle.manifest import Manifest
+    from dit_compile.bundle.runner import Runner
+    from dit_compile.bundle.sessions import RuntimeOptions
     from dit_compile.pipeline.base import Pass
 
 
@@ -62,8 +68,18 @@ def find_backend(name: str) -> Backend:
     return find_named("target", name, backends())
 
 
-#: Where each format of a bundle is written; nothing is imported until it is asked for.
-_FORMATS = {"onnx": ("dit_compile.backends.onnxruntime.writer", "OnnxWriter", "onnx")}
+#: Where each format of a bundle is written, and what it needs; imported when it is asked for.
+_FORMATS = {
+    "onnx": ("dit_compile.backends.onnxruntime.writer", "OnnxWriter", "onnx"),
+    "pt2": ("dit_compile.backends.pt2.writer", "Pt2Writer", ""),
+    "aoti": ("dit_compile.backends.pt2.aoti", "AotiWriter", ""),
+}
+#: Where each is run.
+_RUNNERS = {
+    "onnx": ("dit_compile.bundle.sessions", "Graphs"),
+    "pt2": ("dit_compile.backends.pt2.runner", "Pt2Graphs"),
+    "aoti": ("dit_compile.backends.pt2.runner", "AotiGraphs"),
+}
 
 
 def formats() -> list[str]:
@@ -85,5 +101,25 @@ def find_format(name: str) -> Writer:
         raise MissingDependencyError(
             f"the format {name!r} needs {error.name}; install it with: "
             f"pip install 'dit-compile[{extra}]'"
+        ) from error
+    return found
+
+
+def find_runner(name: str) -> Callable[[Path, Manifest, RuntimeOptions], Runner]:
+    """What runs bundles of a format, made from the folder, the manifest and how to run it.
+
+    Raises:
+        OptionError: there is no such format.
+        MissingDependencyError: it needs packages that are not installed.
+    """
+    module, runner = find_named("format", name, _RUNNERS)
+    try:
+        found: Callable[[Path, Manifest, RuntimeOptions], Runner] = getattr(
+            importlib.import_module(module), runner
+        )
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"a bundle of the format {name!r} runs in {error.name}; install it with: "
+            f"pip install {error.name}"
         ) from error
     return found

@@ -15,17 +15,6 @@ from dit_compile.report.model import PassEntry, Report
 #: What the columns of the table are called.
 COLUMNS = ("#", "pass", "kind", "nodes", "hit/miss", "cost", "error", "notes")
 _SHOWN_MISSES = 3
-_FILE_WIDTH = 160
-
-
-def terminal(*, stderr: bool = False) -> Console:
-    """A console; as wide as the terminal, or wide enough for the tables when piped to a file.
-
-    What is printed is shown as it is: shapes such as ``f32[s0,4]`` are no markup.
-    """
-    console = Console(stderr=stderr)
-    width = None if console.is_terminal else _FILE_WIDTH
-    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def print_report(report: Report, console: Console, *, diffs: bool = False) -> None:

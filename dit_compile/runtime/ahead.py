@@ -20,14 +20,10 @@ from dit_compile.ir.program import (
     placeholders,
 )
 from dit_compile.pipeline.registry import find_backend
-from dit_compile.runtime.generation import Call, Lane, Times, Tracker
+from dit_compile.runtime.generation import Call, Lane, Tracker
 from dit_compile.runtime.steps import Values
+from dit_compile.runtime.table import Key, foreseen, forget, key_of, that_fit
 from dit_compile.runtime.weights import DerivedWeights
-
-Key = tuple[tuple[float, ...], ...]
-
-#: Rows of a table that are kept for a lane at most, in bytes.
-_MAX_TABLE_BYTES = 512 << 20
 
 
 @dataclass
@@ -107,12 +103,12 @@ class Ahead:
         """The table's values at the call's timestep, from all that are foreseen at once."""
         graph = self._graphs[TABLE]
         clock = [name for name in graph.clock if name in call.timesteps]
-        key = _key(call.timesteps, clock)
+        key = key_of(call.timesteps, clock)
         if key not in prepared.rows:
             wanted = [key, *_foreseen(tracker, clock, values, key)]
             missing = [k for k in dict.fromkeys(wanted) if k not in prepared.rows]
             prepared.rows.update(self._rows(graph, clock, values, missing))
-            _bound(prepared.rows, key)
+            forget(prepared.rows, key)
         return prepared.rows[key]
 
     def _rows(
@@ -120,8 +116,7 @@ class Ahead:
     ) -> dict[Key, Values]:
         """The table's values for each of ``keys``; the first is the call's own."""
         own = graph(values)
-        size = sum(value.numel() * value.element_size() for value in own.values())
-        others = keys[1 : max(1, _MAX_TABLE_BYTES // max(size, 1))]
+        others = that_fit(keys, own)[1:]
         if not others or not self._batched:
             return {keys[0]: own}
         try:
@@ -193,48 +188,23 @@ class _Graph:
         ]
 
 
-def _key(times: Times, clock: Sequence[str]) -> Key:
-    return tuple(times[name] for name in clock)
-
-
 def _foreseen(tracker: Tracker, clock: list[str], values: Values, key: Key) -> list[Key]:
-    """The timesteps to come: those that were stated, else those of the generation before."""
-    stated = tracker.timesteps
-    if stated is None:
-        return [_key(times, clock) for times in tracker.earlier_times]
-    if len(clock) != 1 or len({*key[0]}) != 1 or not isinstance(values[clock[0]], torch.Tensor):
+    """The timesteps to come, where they are tensors."""
+    like = [values[name] for name in clock]
+    if not all(isinstance(value, torch.Tensor) for value in like):
         return []
-    rounded = torch.tensor(stated, dtype=torch.float64).to(values[clock[0]].dtype)
-    scaled = rounded / _divisor(rounded, tracker.index, key[0][0])
-    return [((float(value),) * len(key[0]),) for value in scaled.tolist()]
-
-
-def _divisor(stated: torch.Tensor, index: int, own: float) -> int:
-    """What the caller divides the stated timesteps by, as the one at ``index`` tells it.
-
-    Flow-matching pipelines call the model with the scheduler's timesteps over 1000. Only whole
-    divisors give the very values of the calls, so no other is looked for.
-    """
-    if own == 0.0 or index >= len(stated):
-        return 1
-    ratio = float(stated[index]) / own
-    return max(round(ratio), 1) if abs(ratio - round(ratio)) <= 1e-2 * ratio else 1
+    return foreseen(
+        tracker,
+        clock,
+        key,
+        lambda times: torch.tensor(times, dtype=torch.float64).to(like[0].dtype),
+    )
 
 
 def _stack(rows: Sequence[tuple[float, ...]], like: torch.Tensor) -> torch.Tensor:
     """The values of one input at several timesteps, ``[T, *like.shape]``."""
     flat = torch.tensor(rows, dtype=torch.float64).to(like.device, like.dtype)
     return flat.reshape(len(rows), *like.shape)
-
-
-def _bound(rows: dict[Key, Values], keep: Key) -> None:
-    """Forget the oldest rows of a table that has grown too large."""
-    size = sum(value.numel() * value.element_size() for value in rows[keep].values())
-    for key in list(rows):
-        if len(rows) * size <= _MAX_TABLE_BYTES:
-            break
-        if key != keep:
-            del rows[key]
 
 
 def _laid_out(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -49,9 +49,12 @@ REFUSED = (
 )
 
 
-@pytest.fixture(scope="module", params=["merged", "split"])
+@pytest.fixture(scope="module", params=["merged", "split", "pt2"])
 def loaded(request: pytest.FixtureRequest) -> Any:
-    return ditc.load(request.getfixturevalue(request.param), intra_op_num_threads=1)
+    path = request.getfixturevalue(request.param)
+    if request.param == "pt2":
+        return ditc.load(path, trust=True)
+    return ditc.load(path, intra_op_num_threads=1)
 
 
 def run(loaded: Any, loop: Loop) -> list[torch.Tensor]:
@@ -98,6 +101,20 @@ class TestResults:
             assert (names.count("table"), names.count("table_rows")) == (8, 0)  # kept
             run(loaded, Loop(label(3)))
             assert (names.count("table"), names.count("table_rows")) == (8, 1)  # foreseen
+
+    def test_stated_timesteps_on_another_scale(
+        self, loaded: Any, toy: Toy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names: list[str] = []
+        real = loaded._graphs.run
+        monkeypatch.setattr(
+            loaded._graphs, "run", lambda name, values: names.append(name) or real(name, values)
+        )
+        stated = torch.tensor([*TIMES, 0.5])
+        with ditc.session(loaded, timesteps=stated):
+            loop = Loop(label(2), times=(stated / 1000).tolist())
+            assert_same(run(loaded, loop), alone(toy, loop, every(2, 9)))
+        assert (names.count("table"), names.count("table_rows")) == (0, 1)
 
     def test_guidance_branches_are_lanes(self, loaded: Any, toy: Toy) -> None:
         loops = Loop(label(2)), Loop(label(4), seed=1)

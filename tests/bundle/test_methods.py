@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,17 @@ METHODS = (
 )
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["merged", "split"])
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "merged": ({}, {"intra_op_num_threads": 1}),
+    "split": ({"split": True}, {"intra_op_num_threads": 1}),
+    "pt2": ({"format": "pt2"}, {"trust": True}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", METHODS)
-def test_results_and_decisions(toy: Toy, tmp_path: Path, method: str, split: bool) -> None:
+def test_results_and_decisions(toy: Toy, tmp_path: Path, method: str, form: str) -> None:
+    written, read = FORMS[form]
     passes = f"exact,insert-block-cache{{{method}}}"
     loop = Loop(label(2))
     torch._dynamo.reset()
@@ -31,8 +40,8 @@ def test_results_and_decisions(toy: Toy, tmp_path: Path, method: str, split: boo
         toy, backend="ditc", options={"target": "eager", "strict": True, "passes": passes}
     )
     args = (torch.randn(1, 6, 8), torch.tensor([500.0]), label(1))
-    ditc.export(toy, args, {}, tmp_path / "toy", passes=passes, split=split)
-    loaded = ditc.load(tmp_path / "toy", intra_op_num_threads=1)
+    ditc.export(toy, args, {}, tmp_path / "toy", passes=passes, **written)
+    loaded = ditc.load(tmp_path / "toy", **read)
     with torch.no_grad(), ditc.session(fast, timesteps=TIMES) as session:
         want = [fast(**call) for call in loop]
         decided = session.summary()

@@ -41,6 +41,23 @@ def test_export_and_run(ditc: Run, model_file: str, tmp_path: Path) -> None:
     assert "has no provider" in fallback.err
 
 
+def test_exported_programs(ditc: Run, model_file: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "bundle")
+    done = ditc("export", f"{model_file}:make", path, "--passes", "exact", "--format", "pt2")
+    assert done.code == 0, done.err
+    refused = ditc("run", path, "--steps", "3")
+    assert (refused.code, refused.out) == (1, "")
+    assert "may hold pickles" in refused.err
+    assert "--trust" in refused.err
+    ran = ditc("run", path, "--steps", "3", "--trust")
+    assert ran.code == 0, ran.err
+    assert "computed      3" in ran.out
+    shown = ditc("explain", path)
+    assert shown.out.startswith("Transformer   pt2 on cpu   ")
+    wrong = ditc("export", f"{model_file}:make", path, "--format", "pt", "--overwrite")
+    assert "did you mean 'pt2'" in wrong.err
+
+
 def test_no_bundle(ditc: Run, tmp_path: Path) -> None:
     done = ditc("run", str(tmp_path))
     assert done.code == 1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import dit_compile as ditc
 from dit_compile.errors import DitcWarning
-from dit_compile.runtime import ahead
+from dit_compile.runtime import ahead, table
 from tests.runtime.loops import TIMES, Inputs, Loop, Toy, assert_same, label, prompt, run
 
 
@@ -177,7 +177,7 @@ def test_an_operator_that_cannot_be_batched(
 def test_a_table_is_bounded(
     model: Toy, fast: Any, runs: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "_MAX_TABLE_BYTES", 4 * 1200)  # three rows of 3 * 6 * 16 numbers
+    monkeypatch.setattr(table, "_MAX_TABLE_BYTES", 4 * 1200)  # three rows of 3 * 6 * 16 numbers
     loop = Loop(prompt(0))
     with ditc.session(fast, timesteps=TIMES):
         assert_same(run(fast, loop), run(model, loop))
