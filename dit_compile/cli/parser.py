@@ -214,7 +214,7 @@ def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
     cache.add_argument("--guidance-scale", type=float, default=3.0, help="(%(default)s)")
     cache.add_argument("--timed", type=int, default=5, help="timed generations (%(default)s)")
     cache.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
-    cache.set_defaults(command=commands.bench_cache)
+    cache.set_defaults(command=_lazily("commands", "bench_cache"))
 
 
 def _add_bench_exact(exact: argparse.ArgumentParser) -> None:

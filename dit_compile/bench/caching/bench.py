@@ -29,7 +29,7 @@ from dit_compile.errors import MissingDependencyError, OptionError, find_named
 from dit_compile.optional import require
 from dit_compile.quality.compilations import Compilations
 from dit_compile.quality.metrics import psnr, relative_l2
-from dit_compile.report.table import terminal
+from dit_compile.report.terminal import terminal
 
 _TUNED_ON = 0
 _GROUPS: dict[str, Callable[[], list[Contender]]] = {

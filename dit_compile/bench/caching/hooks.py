@@ -129,7 +129,10 @@ def _first_block(threshold: float) -> Callable[[Any, Subject], Any]:
 
 def _taylorseer(interval: int, order: int, scope: str) -> Callable[[Any, Subject], Any]:
     """TaylorSeer, with factors in float32 as the model is; its default is bfloat16."""
-    chosen = {"lite": {"use_lite_mode": True}, "branches": {"cache_identifiers": _BRANCHES}}
+    chosen: dict[str, dict[str, Any]] = {
+        "lite": {"use_lite_mode": True},
+        "branches": {"cache_identifiers": _BRANCHES},
+    }
     return lambda hooks, subject: hooks.TaylorSeerCacheConfig(
         cache_interval=interval,
         max_order=order,
