@@ -44,6 +44,10 @@ class Inductor:
         """Inductor compiles everything that AOTAutograd can trace."""
         return []
 
+    def lowerings(self, program: Program) -> str:
+        """Inductor decomposes the operators of ditc and fuses by itself."""
+        return ""
+
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
         """One graph, compiled. Own operators decompose while AOTAutograd traces."""
         module = copy_graph(program.graphs[graph])
