@@ -100,7 +100,7 @@ def norm_rotary(
     """
     rows = x.flatten(-2) if across_heads else x
     if centered:
-        normed = aten.layer_norm.default(rows, [rows.shape[-1]], weight, bias, eps)
+        normed: Tensor = aten.layer_norm.default(rows, [rows.shape[-1]], weight, bias, eps)
     else:
         normed = _rms_norm(rows, weight, eps)
     normed = normed.reshape(x.shape)
@@ -121,7 +121,7 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 def _halves(value: Tensor, interleaved: bool) -> tuple[Tensor, ...]:
     """The first and the second channels of all pairs."""
     if interleaved:
-        return value.unflatten(-1, (-1, 2)).unbind(-1)
+        return value.reshape(*value.shape[:-1], -1, 2).unbind(-1)
     return value.chunk(2, -1)
 
 

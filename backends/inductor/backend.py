@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 
 from dit_compile.backends.inductor import warmup
 from dit_compile.backends.inductor.outline import outline
+from dit_compile.backends.triton import select
 from dit_compile.errors import BackendError
 from dit_compile.ir.program import InputKind, Program, copy_graph, placeholders
 
@@ -45,13 +46,19 @@ class Inductor:
         return []
 
     def lowerings(self, program: Program) -> str:
-        """Inductor decomposes the operators of ditc and fuses by itself."""
-        return ""
+        """The fusions into operators that have a kernel; the rest Inductor fuses by itself."""
+        return select.PASSES if select.has_kernels(program) else ""
 
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
-        """One graph, compiled. Own operators decompose while AOTAutograd traces."""
+        """One graph, compiled. Own operators decompose while AOTAutograd traces.
+
+        On a GPU, those that have a kernel run it instead.
+        """
         module = copy_graph(program.graphs[graph])
         settings = _settings(program, module.graph)
+        if select.has_kernels(program):
+            select.use_kernels(module.graph)
+            module.recompile()
         if not program.training:
             outline(module, _HEAVY, name=f"{graph}_region")
         fakes = [node.meta["val"] for node in placeholders(module.graph)]

@@ -153,7 +153,7 @@ def _keeps_channels(step: fx.Node) -> bool:
     if step.target is aten.transpose.int:
         return all(int(axis) % rank != rank - 1 for axis in rest)  # type: ignore[arg-type]
     if step.target is aten.permute.default:
-        return int(rest[0][-1]) % rank == rank - 1  # type: ignore[index, arg-type]
+        return bool(rest[0][-1] % rank == rank - 1)  # type: ignore[index]
     return same_size(source.meta["val"].shape[-1], step.meta["val"].shape[-1])
 
 

@@ -67,8 +67,8 @@ def _written(node: Any) -> tuple[fx.Node, float] | None:
         mean, eps = uncast(total.args[0]), total.args[1]
         if not isinstance(eps, (int, float)) or not _is_mean_of_last(mean):
             continue
-        square = uncast(mean.args[0])
-        if _squared(square) is (source := uncast(value)):
+        source: fx.Node = uncast(value)
+        if _squared(uncast(mean.args[0])) is source:
             return source, float(eps)
     return None
 

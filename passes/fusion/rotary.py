@@ -128,15 +128,17 @@ def _half(node: Any) -> tuple[fx.Node, int, bool] | None:
 
 
 def _sliced(node: fx.Node) -> tuple[fx.Node, int, bool] | None:
-    source, dim, start, _, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    given: tuple[Any, ...] = node.args
+    source, dim, start, _, step = given + defaults[len(given) - 1 :]
     if _from_the_end(source, dim) != -1 or not _is_half(node, source):
         return None
     start = start or 0
     if step == 2 and start in (0, 1):
-        return source, start, True  # type: ignore[return-value]
-    width = source.meta["val"].shape[-1]  # type: ignore[union-attr]
+        return source, start, True
+    width = source.meta["val"].shape[-1]
     if step == 1 and isinstance(width, int) and start in (0, width // 2):
-        return source, int(start != 0), False  # type: ignore[return-value]
+        return source, int(start != 0), False
     return None
 
 
@@ -199,7 +201,7 @@ def _is_target(node: Any, target: Any) -> bool:
 
 def _from_the_end(node: Any, dim: Any) -> int:
     """An axis, counted from the end: the last is -1."""
-    rank = node.meta["val"].dim()
+    rank: int = node.meta["val"].dim()
     return int(dim) % rank - rank
 
 

@@ -184,6 +184,7 @@ def test_caching_must_come_first() -> None:
         Pipeline.parse("fuse-gated-residual,insert-block-cache")
 
 
+@pytest.mark.slow
 def test_cached_variants_fuse_too() -> None:
     program = captured("dit")[0].copy()
     Pipeline.parse("balanced,fuse-gated-residual").run(program)
@@ -202,6 +203,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str) -> None:
     done = on_family(name, "fuse-gated-residual")

@@ -279,6 +279,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str) -> None:
     done = on_family(name, "fuse-gated-residual,fuse-norm-rotary")
@@ -287,6 +288,7 @@ def test_families(name: str) -> None:
     assert (found, record.nodes_before, record.nodes_after) == FAMILIES[name]
 
 
+@pytest.mark.slow
 def test_near_misses_of_stable_audio() -> None:
     """Queries and keys without a norm."""
     done = on_family("stable_audio", "fuse-norm-rotary")

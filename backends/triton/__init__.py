@@ -1,0 +1,1 @@
+"""Triton kernels for the operators of ditc, on NVIDIA GPUs."""
