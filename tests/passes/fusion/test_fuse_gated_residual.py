@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dit_compile.analysis.cost import graph_cost
+from dit_compile.analysis.size_rules import Inference
 from dit_compile.errors import PipelineError
 from dit_compile.pipeline.pipeline import Pipeline
 from tests.analysis.structures import captured
@@ -231,3 +233,19 @@ def test_gradients_pass_through() -> None:
     wanted = dict(zip(inputs, wanted, strict=True))
     for name, value in zip(values, made, strict=True):
         torch.testing.assert_close(value, wanted[name], msg=name)
+
+
+def test_the_analyses_know_the_operators() -> None:
+    # RUN: fuse-adaln,fuse-gated-residual
+    # CHECK: ditc.gated_residual_norm
+    # CHECK: ditc.gated_residual(
+    def forward(x, y, gate, scale, shift):
+        x = x + gate * y
+        return norm(x, scale, shift) + gate * x
+
+    done = check(forward, *five())
+    costs = graph_cost(done.after.main, ())
+    assert not costs.unknown
+    size = 2 * 4 * D
+    assert costs.total.evaluate().flops == 10 * size + 2 * size
+    assert not Inference(done.after, done.after.main).misses
