@@ -23,6 +23,13 @@ class Backend(Protocol):
         """Reasons why this backend cannot run ``program``; empty if it can."""
         ...
 
+    def lowerings(self, program: Program) -> str:
+        """The passes, as text, that fit ``program`` to the operators that this backend is best at.
+
+        They run after all others. Empty where none pays.
+        """
+        ...
+
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
         """A callable for one graph of ``program``.
 

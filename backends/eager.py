@@ -23,6 +23,10 @@ class Eager:
         """Every Program can be interpreted."""
         return []
 
+    def lowerings(self, program: Program) -> str:
+        """All operators are alike here."""
+        return ""
+
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
         """An interpreter for one graph."""
         module = program.graphs[graph]

@@ -188,7 +188,9 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
     """Rewrite and compile a captured Program, which stays as it is to start from again."""
     program = captured.copy()
     settle(program, options.bindings)
-    run = run_passes(program, pipeline, options)
+    backend: Backend = find_backend(options.target)
+    lowerings = Pipeline.parse(backend.lowerings(program))
+    run = run_passes(program, Pipeline((*pipeline, *lowerings)), options)
     for record in run.dropped:
         _warn(f"pass {record.item.name} is left out: {_with_repro(record.failure)}")
 
@@ -208,7 +210,6 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
             _warn(f"that failed, so it stays as it was: {type(error).__name__}: {_first(error)}")
             return None
 
-    backend: Backend = find_backend(options.target)
     return CompiledProgram(program, backend, rebind)
 
 

@@ -6,6 +6,8 @@ from dit_compile.passes.cleanup.eliminate_dead import EliminateDead
 from dit_compile.passes.cleanup.remove_noops import RemoveNoops
 from dit_compile.passes.fusion.fuse_adaln import FuseAdaLN
 from dit_compile.passes.fusion.fuse_attention import FuseAttention
+from dit_compile.passes.fusion.fuse_gated_residual import FuseGatedResidual
+from dit_compile.passes.fusion.fuse_norm_rotary import FuseNormRotary
 from dit_compile.passes.fusion.fuse_qkv import FuseQKV
 from dit_compile.passes.hoist.fold_weights import FoldWeights
 from dit_compile.passes.hoist.hoist_invariant import HoistInvariant
@@ -19,6 +21,8 @@ ALL = (
     FuseQKV,
     FuseAttention,
     FuseAdaLN,
+    FuseGatedResidual,
+    FuseNormRotary,
     FoldWeights,
     HoistInvariant,
     HoistTimestep,

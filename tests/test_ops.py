@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from dit_compile.ops import adaln_norm
+from dit_compile.ops import adaln_norm, gated_residual, gated_residual_norm, norm_rotary
 from tests.passes.irtest import randn
 
 D = 6
@@ -96,3 +96,59 @@ def test_exported_it_is_one_operator_and_decomposes_on_request() -> None:
     exported = torch.export.export(Model(), tuple(randn(2, D, seed=seed) for seed in range(3)))
     assert count(exported) == 1
     assert count(exported.run_decompositions()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_residual_and_its_norm_are_the_operators_that_they_replace(
+    dtype: torch.dtype,
+) -> None:
+    x, y = (randn(2, 4, D, seed=seed, dtype=dtype) for seed in range(2))
+    gate, scale, shift = (randn(2, 1, D, seed=seed, dtype=dtype) for seed in range(2, 5))
+    total = x + gate * y
+    assert torch.equal(gated_residual(x, y, gate), total)
+    both = gated_residual_norm(x, y, gate, scale, shift, 1e-6)
+    assert torch.equal(both[0], total)
+    assert torch.equal(both[1], adaln_norm(total, scale, shift, 1e-6))
+
+
+def test_results_have_the_streams_dtype_and_the_norm_is_wide() -> None:
+    x, y = (randn(2, 4, D, seed=seed, dtype=torch.bfloat16) for seed in range(2))
+    gate, scale, shift = (randn(2, 1, D, seed=seed) for seed in range(2, 5))
+    total, normed = gated_residual_norm(x, y, gate, scale, shift)
+    assert torch.equal(total, (x.float() + gate * y).bfloat16())
+    assert torch.equal(normed, adaln_norm(total.float(), scale, shift).bfloat16())
+    assert gated_residual(x, y, gate).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("across_heads", [True, False])
+def test_norm_rotary_is_a_norm_and_a_rotation(
+    interleaved: bool, centered: bool, across_heads: bool
+) -> None:
+    x, angles = randn(2, 4, 3, D).double(), randn(1, 4, 1, D // 2, seed=1).double()
+    weight = randn(3 * D if across_heads else D, seed=2).double()
+    flags = 1e-6, centered, across_heads, interleaved
+    made = norm_rotary(x, weight, None, angles.cos(), angles.sin(), *flags)
+    rows = x.flatten(-2) if across_heads else x
+    normed = F.layer_norm(rows, rows.shape[-1:], weight, eps=1e-6)
+    if not centered:
+        normed = F.rms_norm(rows, rows.shape[-1:], weight, 1e-6)
+    pairs = normed.view(2, 4, 3, *((-1, 2) if interleaved else (2, -1)))
+    first, second = pairs.unbind(-1 if interleaved else -2)
+    turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
+    wanted = torch.stack((turned.real, turned.imag), -1 if interleaved else -2).view_as(x)
+    torch.testing.assert_close(made, wanted, rtol=1e-10, atol=1e-12)
+    wide = angles.repeat_interleave(2, -1) if interleaved else torch.cat([angles] * 2, -1)
+    again = norm_rotary(x, weight, None, wide.cos(), wide.sin(), *flags)
+    torch.testing.assert_close(again, made, rtol=1e-10, atol=1e-12)
+
+
+def test_opcheck_of_the_others() -> None:
+    x, y = (randn(2, 3, D, seed=seed).requires_grad_() for seed in (0, 1))
+    vectors = [randn(2, 1, D, seed=seed).requires_grad_() for seed in (2, 3, 4)]
+    torch.library.opcheck(gated_residual, (x, y, vectors[0]))
+    torch.library.opcheck(gated_residual_norm, (x, y, *vectors, 1e-6))
+    angles = randn(1, 3, D, seed=5)
+    flags = 1e-6, False, False, True
+    torch.library.opcheck(norm_rotary, (x, None, None, angles.cos(), angles.sin(), *flags))

@@ -31,10 +31,12 @@ facts["imported by explain"] = "torch" in sys.modules
 import torch._dynamo
 facts["backends"] = torch._dynamo.list_backends()
 facts["loaded by listing"] = "dit_compile.torch_backend" in sys.modules
+torchs_own = set(sys.modules)  # Dynamo imports Triton where it is installed
 from dit_compile.pipeline import registry
 import dit_compile.torch_backend
 registry.passes(), registry.backends()
-facts["heavy"] = sorted({"triton", "onnxruntime", "diffusers", "sklearn"} & set(sys.modules))
+heavy = {"triton", "dit_compile.backends.triton.operators", "onnxruntime", "diffusers", "sklearn"}
+facts["heavy"] = sorted(heavy & set(sys.modules) - torchs_own)
 facts["cuda"] = torch.cuda.is_initialized()
 print(json.dumps(facts))
 """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -336,3 +338,21 @@ class TestTraining:
             item(**call | {"x": x}).sum().backward()
             grads.append(x.grad)
         assert_same(grads[:1], grads[1:])
+
+
+def test_the_passes_that_a_backend_asks_for_run_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Gated(nn.Module):
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return x + gate * x.sin()
+
+    model, inputs = Gated(), (torch.ones(2, 3, 4), torch.full((2, 1, 4), 0.5))
+    monkeypatch.setattr(Eager, "lowerings", lambda *_: "fuse-gated-residual")
+    path = tmp_path / "report.json"
+    with torch.no_grad():
+        made = compiled(model, passes="exact", report=str(path))(*inputs)
+        torch.testing.assert_close(made, model(*inputs))
+    passes = json.loads(path.read_text())["passes"]
+    assert [item["name"] for item in passes][-2:] == ["eliminate-dead", "fuse-gated-residual"]
+    assert len(passes[-1]["rewrites"]) == 1

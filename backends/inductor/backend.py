@@ -44,9 +44,17 @@ class Inductor:
         """Inductor compiles everything that AOTAutograd can trace."""
         return []
 
+    def lowerings(self, program: Program) -> str:
+        """None: what can be fused, Inductor fuses by itself."""
+        return ""
+
+    def lowered(self, module: fx.GraphModule, program: Program) -> None:
+        """Change a graph in place, just before it is compiled."""
+
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
         """One graph, compiled. Own operators decompose while AOTAutograd traces."""
         module = copy_graph(program.graphs[graph])
+        self.lowered(module, program)
         chosen = settings(program, module.graph)
         if not program.training:
             outline(module, _HEAVY, name=f"{graph}_region")

@@ -44,6 +44,10 @@ class OnnxRuntime:
         reasons += [f"the model writes into {program.inputs[name].path}" for name in written]
         return reasons
 
+    def lowerings(self, program: Program) -> str:
+        """Operators of ditc are written as what they decompose to, so no fusion into them pays."""
+        return ""
+
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
         """A session for one graph, made at its first call and again when a weight changes."""
         nodes = placeholders(program.graphs[graph].graph)

@@ -22,6 +22,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from dit_compile import ops
 from dit_compile.errors import AnalysisError
 
 aten = torch.ops.aten
@@ -224,6 +225,9 @@ _family(
     "_log_softmax _softmax batch_norm group_norm layer_norm log_softmax native_group_norm"
     " native_layer_norm softmax",
 )
+cost_of(ops.gated_residual)(_per_output(2))
+cost_of(ops.gated_residual_norm)(_per_input(10))
+cost_of(ops.norm_rotary)(_per_input(8))
 
 
 # --- formulas of heavy operators -------------------------------------------------------------

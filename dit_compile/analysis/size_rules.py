@@ -74,6 +74,10 @@ def _pointwise(run: Inference, call: Call) -> Shape:
     "masked_scatter",
     "bernoulli",
     "leaky_relu",
+    "ditc::adaln_norm",
+    "ditc::gated_residual",
+    "ditc::gated_residual_norm",
+    "ditc::norm_rotary",
 )
 def _same(run: Inference, call: Call) -> Shape:
     return call.first

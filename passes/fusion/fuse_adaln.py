@@ -11,6 +11,7 @@ from torch import fx
 from dit_compile.ir.fake import mismatch
 from dit_compile.ir.program import Program
 from dit_compile.ops import adaln_norm
+from dit_compile.passes.fusion.matching import other
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -99,13 +100,13 @@ def _modulated(norm: fx.Node, product: fx.Node) -> _Match | None:
     """``norm * (1 + scale) + shift`` with any order of operands."""
     if product.target is not aten.mul.Tensor or product.kwargs:
         return None
-    plus_one = _other(product, norm)
+    plus_one = other(product, norm)
     scale = _one_plus(plus_one)
     if plus_one is None or scale is None:
         return None
     for total in product.users:
         if total.target is aten.add.Tensor and not total.kwargs:
-            shift = _other(total, product)
+            shift = other(total, product)
             if shift is not None:
                 return _Match(norm, plus_one, product, total, scale, shift)
     return None
@@ -120,10 +121,3 @@ def _one_plus(node: fx.Node | None) -> fx.Node | None:
     value = left if isinstance(left, fx.Node) else right
     is_one = isinstance(one, (int, float)) and one == 1
     return value if is_one and isinstance(value, fx.Node) else None
-
-
-def _other(node: fx.Node, known: fx.Node) -> fx.Node | None:
-    """The operand of a binary operator that is not ``known``."""
-    left, right = node.args[:2]
-    found = right if left is known else left
-    return found if isinstance(found, fx.Node) and found is not known else None

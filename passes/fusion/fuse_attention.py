@@ -10,6 +10,7 @@ from torch import fx
 
 from dit_compile.ir.fake import same_size
 from dit_compile.ir.program import Program
+from dit_compile.passes.fusion.matching import Obstacle, is_cast
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -30,15 +31,6 @@ class _Match:
     scale: float
     mask: fx.Node | None
     nodes: tuple[fx.Node, ...]
-
-
-class _Obstacle(Exception):  # noqa: N818 - it ends a match, it is no error
-    """Why what looks like attention is not replaced, and because of whom."""
-
-    def __init__(self, reason: str, culprit: fx.Node | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.culprit = culprit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +54,7 @@ class FuseAttention(Pass):
             for node in [n for n in graph.nodes if n.target in _SOFTMAX]:
                 try:
                     found = _match(node)
-                except _Obstacle as obstacle:
+                except Obstacle as obstacle:
                     rw.miss(node, obstacle.reason, obstacle.culprit)
                     continue
                 if found is not None:
@@ -104,7 +96,7 @@ def _match(softmax: fx.Node) -> _Match | None:
     """The pattern around ``softmax``; ``None`` if it is something else.
 
     Raises:
-        _Obstacle: it is attention, but cannot be replaced.
+        Obstacle: it is attention, but cannot be replaced.
     """
     probabilities, below = _through_casts(softmax)
     product = next((user for user in probabilities.users if user.target in _PRODUCTS), None)
@@ -116,7 +108,7 @@ def _match(softmax: fx.Node) -> _Match | None:
     between = (*above, softmax, *below)
     for node in (scores, *between):
         if len(node.users) > 1:
-            raise _Obstacle("what lies between the products has another user", node)
+            raise Obstacle("what lies between the products has another user", node)
     (q, kt), v = scores.args[-2:], product.args[1]
     if scores.target is aten.baddbmm.default:
         scale, mask = _with_input(scores, scale, mask)
@@ -139,7 +131,7 @@ def _scores(softmax: fx.Node) -> tuple[fx.Node | None, tuple[fx.Node, ...], floa
             scale *= factor
             above.insert(0, node)
             node = node.args[0]
-        elif _is_cast(node):
+        elif is_cast(node):
             above.insert(0, node)
             node = node.args[0]
         elif node.target is aten.add.Tensor and not node.kwargs and mask is None and scale == 1.0:
@@ -160,7 +152,7 @@ def _with_input(
     """Scale and mask when the product is ``beta * input + alpha * q @ kt`` itself.
 
     Raises:
-        _Obstacle: two masks are added, or one that is scaled.
+        Obstacle: two masks are added, or one that is scaled.
     """
     beta, alpha = scores.kwargs.get("beta", 1), scores.kwargs.get("alpha", 1)
     assert isinstance(beta, (int, float))
@@ -169,7 +161,7 @@ def _with_input(
         return scale * alpha, mask
     added = scores.args[0]
     if mask is not None or beta != 1 or scale != 1:
-        raise _Obstacle("the mask is scaled, or there are two", added)  # type: ignore[arg-type]
+        raise Obstacle("the mask is scaled, or there are two", added)  # type: ignore[arg-type]
     return alpha, added  # type: ignore[return-value]
 
 
@@ -177,7 +169,7 @@ def _scored(total: fx.Node) -> fx.Node | None:
     """The operand of ``total`` that leads up to a product through scales and casts alone."""
     for arg in total.args:
         node = arg
-        while isinstance(node, fx.Node) and (_factor(node) is not None or _is_cast(node)):
+        while isinstance(node, fx.Node) and (_factor(node) is not None or is_cast(node)):
             node = node.args[0]
         if isinstance(node, fx.Node) and node.target in _SCORES and len(total.args) == 2:
             return arg  # type: ignore[return-value]
@@ -194,20 +186,10 @@ def _factor(node: fx.Node) -> float | None:
     return 1 / number if node.target is aten.div.Tensor else float(number)
 
 
-def _is_cast(node: fx.Node) -> bool:
-    """Whether ``node`` only changes a floating dtype."""
-    if node.target not in (aten.to.dtype, aten._to_copy.default):
-        return False
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    dtypes = source.meta["val"].dtype, node.meta["val"].dtype
-    return all(dtype.is_floating_point for dtype in dtypes)
-
-
 def _through_casts(softmax: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     """The probabilities after casts, and those casts."""
     node, casts = softmax, []
-    while len(node.users) == 1 and _is_cast(user := next(iter(node.users))):
+    while len(node.users) == 1 and is_cast(user := next(iter(node.users))):
         node = user
         casts.append(user)
     return node, tuple(casts)
@@ -217,24 +199,24 @@ def _check_axes(softmax: fx.Node, q: fx.Node, kt: fx.Node, v: fx.Node) -> None:
     values = [node.meta["val"] for node in (q, kt, v)]
     dims = {value.dim() for value in values}
     if len(dims) > 1 or not dims <= {3, 4}:
-        raise _Obstacle("query, key and value do not all have 3 or all 4 axes", kt)
+        raise Obstacle("query, key and value do not all have 3 or all 4 axes", kt)
     (dim,) = dims
     if softmax.args[1] not in (-1, dim - 1):
-        raise _Obstacle("the softmax is not over the last axis")
+        raise Obstacle("the softmax is not over the last axis")
     for value, node in zip(values[1:], (kt, v), strict=True):
         if not all(map(same_size, values[0].shape[:-2], value.shape[:-2])):
-            raise _Obstacle("the leading axes of query, key and value differ", node)
+            raise Obstacle("the leading axes of query, key and value differ", node)
     if len({value.dtype for value in values}) > 1:
-        raise _Obstacle("query, key and value differ in dtype", v)
+        raise Obstacle("query, key and value differ in dtype", v)
 
 
 def _check_mask(mask: fx.Node | None, q: fx.Node, scores: fx.Node) -> None:
     if mask is None:
         return
     if not isinstance(mask, fx.Node):
-        raise _Obstacle("a number is added to the scores")
+        raise Obstacle("a number is added to the scores")
     value = mask.meta["val"]
     if value.dtype != q.meta["val"].dtype:
-        raise _Obstacle("the mask has another dtype than the query", mask)
+        raise Obstacle("the mask has another dtype than the query", mask)
     if not 2 <= value.dim() <= scores.meta["val"].dim():
-        raise _Obstacle("the mask has fewer than 2 axes, or more than the scores", mask)
+        raise Obstacle("the mask has fewer than 2 axes, or more than the scores", mask)

@@ -249,7 +249,7 @@ def test_passes(ditc: Run) -> None:
     assert listed == list(passes())
     for name, text in PRESETS.items():
         assert f"preset {name}: {text}" in lines
-    assert lines[-1].startswith("targets: inductor, eager")
+    assert lines[-1].startswith("targets: inductor, triton, eager")
 
 
 class TestRoofline:
