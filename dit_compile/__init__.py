@@ -5,9 +5,9 @@ Importing this package imports nothing else: torch is loaded when something firs
     fast = torch.compile(model, backend="ditc")
 
 ``explain`` shows what each pass does to a model, ``session`` states a sampling loop, ``calibrate``
-runs one to find what an approximation must know, ``export`` writes the whole sampling program to
-files and ``load`` runs them without torch, and ``invalidate`` tells compiled models that their
-weights were written to behind torch's back.
+runs one to find what an approximation must know, ``attribute`` to find what each pass costs,
+``export`` writes the whole sampling program to files and ``load`` runs them without torch, and
+``invalidate`` tells compiled models that their weights were written to behind torch's back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dit_compile.bundle.loaded import load
+    from dit_compile.calibration.attribution import Attribution, attribute
     from dit_compile.calibration.calibrate import calibrate
     from dit_compile.calibration.plan import Plan
     from dit_compile.explanation import Explanation, explain
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Attribution": "dit_compile.calibration.attribution",
     "Explanation": "dit_compile.explanation",
     "Plan": "dit_compile.calibration.plan",
     "Pipeline": "dit_compile.pipeline.pipeline",
     "Session": "dit_compile.runtime.session",
+    "attribute": "dit_compile.calibration.attribution",
     "calibrate": "dit_compile.calibration.calibrate",
     "explain": "dit_compile.explanation",
     "export": "dit_compile.exporting",
@@ -43,10 +46,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "Attribution",
     "Explanation",
     "Pipeline",
     "Plan",
     "Session",
+    "attribute",
     "calibrate",
     "explain",
     "export",

@@ -70,8 +70,8 @@ class TestOptions:
             (
                 {"target": "inductr"},
                 OptionError,
-                "unknown target 'inductr'; did you mean 'inductor'?; targets are inductor, eager, "
-                "onnxruntime",
+                "unknown target 'inductr'; did you mean 'inductor'?; targets are inductor, triton, "
+                "eager, onnxruntime",
             ),
             (
                 {"preset": "exact", "passes": "fuse-qkv"},

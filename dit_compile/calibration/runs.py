@@ -40,11 +40,13 @@ class Outcome:
         samples: the samples of each seed.
         flops: operations of all steps.
         seconds: wall time; compilation apart.
+        program: what the model became.
     """
 
     samples: Sequence[torch.Tensor]
     flops: float
     seconds: float
+    program: Program
 
 
 class Runs:
@@ -101,17 +103,23 @@ class Runs:
             self._known[str(recording)] = recorder.measured()
         return self._known[str(recording)]
 
-    def outcome(self, pipeline: Pipeline) -> Outcome:
-        """Sample with a pipeline that is calibrated."""
+    def plain(self) -> list[torch.Tensor]:
+        """The samples of each seed by the model itself."""
+        return self._samples("uncompiled", self._seeds)
+
+    def outcome(self, pipeline: Pipeline, *, timed: bool = True) -> Outcome:
+        """Sample with a pipeline that is calibrated; unless ``timed``, compilation counts too."""
         meter, name = _Meter(), str(pipeline.passes[-1]) if pipeline.passes else "uncached"
         with self._compiled(pipeline):
-            self._samples(f"compiling for {name}", self._seeds[:1])
+            if timed:
+                self._samples(f"compiling for {name}", self._seeds[:1])
             started = time.perf_counter()
             with watching(meter):
                 samples = self._samples(name, self._seeds)
             seconds = time.perf_counter() - started
         self.steps = meter.steps
-        return Outcome(samples, meter.flops, seconds)
+        assert meter.program is not None
+        return Outcome(samples, meter.flops, seconds, meter.program)
 
     def _samples(self, what: str, seeds: Sequence[int]) -> list[torch.Tensor]:
         bar = self._progress.add_task(what, total=len(seeds))
@@ -179,11 +187,13 @@ class _Meter:
     def __init__(self) -> None:
         self.flops = 0.0
         self.steps = 0
+        self.program: Program | None = None
         self._costs: dict[int, Mapping[str, CostValue]] = {}
 
     def __call__(self, program: Program, served: Served) -> None:
         if id(program) not in self._costs:
             self._costs[id(program)] = step_cost(program).graphs
+        self.program = program
         schedule, costs = program.schedule, self._costs[id(program)]
         ran = filter(None, (served.graph, schedule.probe, schedule.judge))
         self.flops += sum(costs[name].flops for name in ran)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 def explain(args: argparse.Namespace) -> None:
     """``ditc explain``: the pass table, and on request analysis, diffs, JSON, Markdown or HTML."""
+    if args.trajectory is not None and (args.json or args.markdown):
+        raise OptionError("--trajectory prints tables; for data call ditc.attribute in Python")
     report = _report(args.target) if is_report(args.target) else _explained(args).report
     if args.html:
         from dit_compile.report.page import write_page
@@ -48,6 +50,22 @@ def explain(args: argparse.Namespace) -> None:
 
         print_analysis(report.analysis, terminal())
     print_report(report, terminal(), diffs=args.diff)
+    if args.trajectory is not None:
+        _trajectory(args)
+
+
+def _trajectory(args: argparse.Namespace) -> None:
+    """Sample with ever more of the pipeline, and print what it costs."""
+    from dit_compile.calibration.attribution import attribute
+    from dit_compile.cli.target import load_sampler
+
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is not our data
+        sample, model = load_sampler(args.trajectory or args.target)
+        found = attribute(sample, model, passes=args.passes)
+    console = terminal()
+    found.print(console)
+    if args.plot:
+        console.print(f"plot: {found.plot(args.plot)}", soft_wrap=True)
 
 
 def diff(args: argparse.Namespace) -> None:

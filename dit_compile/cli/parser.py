@@ -62,6 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--graph", metavar="PATH", help="also write the result as .dot, .graphml or .explorer.json"
     )
+    explain.add_argument(
+        "--trajectory",
+        nargs="?",
+        const="",
+        metavar="SAMPLER",
+        help="also sample, and show what each pass and block costs of the final samples; a target "
+        "as `ditc calibrate` takes it, if it is not the same",
+    )
+    explain.add_argument("--plot", metavar="PNG", help="also draw that")
     explain.set_defaults(command=_explain)
 
     diff = subs.add_parser("diff", help="show the graph diff of one pass, or of two runs")

@@ -65,6 +65,10 @@ class Pass:
         """This pass from its gentlest to its strongest setting; itself where there is but one."""
         return [self]
 
+    def parts(self, program: Program) -> Mapping[str, Pass]:
+        """This pass on each part of a Program alone, by the part's path; empty if it has none."""
+        return {}
+
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Make the pass from option names and values, as the pipeline's text gives them.

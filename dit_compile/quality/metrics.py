@@ -32,7 +32,7 @@ def psnr_each(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     Both inputs are first clipped to [-1, 1], as they would be for display.
 
     Args:
-        a: images [N, C, H, W], nominally in [-1, 1].
+        a: images [N, ...] of any shape, nominally in [-1, 1].
         b: images of the same shape.
         data_range: width of the range of values, 2 for [-1, 1].
 
@@ -40,11 +40,11 @@ def psnr_each(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
         dB, float64 [N].
 
     Raises:
-        ValueError: the shapes differ, are not [N, C, H, W] or are empty, or `data_range` is not
+        ValueError: the shapes differ, have one axis alone or are empty, or `data_range` is not
             positive.
     """
     _check_images(a, b, data_range)
-    mse = (_clipped(a) - _clipped(b)).square().mean(dim=(1, 2, 3))
+    mse = (_clipped(a) - _clipped(b)).square().flatten(1).mean(dim=1)
     return 10.0 * torch.log10(data_range**2 / mse)
 
 
@@ -64,11 +64,13 @@ def ssim_each(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
 
     Raises:
         MissingDependencyError: scikit-image is not installed.
-        ValueError: as for :func:`psnr_each`, or the images are smaller than the window.
+        ValueError: as for :func:`psnr_each`, or they are no images that hold the window.
     """
     _check_images(a, b, data_range)
-    if min(a.shape[2:]) < 7:
-        raise ValueError(f"ssim needs images of 7 pixels a side at least, not {list(a.shape)}")
+    if a.dim() != 4 or min(a.shape[2:]) < 7:
+        raise ValueError(
+            f"ssim compares images [N, C, H, W] of 7 pixels a side at least, not {list(a.shape)}"
+        )
     similarity = require("skimage.metrics", "bench").structural_similarity
     pairs = zip(_clipped(a).numpy(), _clipped(b).numpy(), strict=True)
     values = [similarity(x, y, data_range=data_range, channel_axis=0) for x, y in pairs]
@@ -175,8 +177,8 @@ def _check_same_shape(a: Tensor, b: Tensor) -> None:
 
 def _check_images(a: Tensor, b: Tensor, data_range: float) -> None:
     _check_same_shape(a, b)
-    if a.dim() != 4:
-        raise ValueError(f"images are [N, C, H, W], not {list(a.shape)}")
+    if a.dim() < 2:
+        raise ValueError(f"images are [N, ...], not {list(a.shape)}")
     if not data_range > 0:
         raise ValueError(f"data_range must be positive, not {data_range}")
 

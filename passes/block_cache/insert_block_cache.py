@@ -44,6 +44,8 @@ class InsertBlockCache(Pass):
             operations for each byte are left out first. ``None`` for no limit.
         state_dtype: what states are kept in: ``float16``, ``bfloat16`` or ``float32``; ``None`` for
             the dtype of the model.
+        only: paths of modules such as ``transformer_blocks.3``; sites that lie in none of them are
+            computed at every step. Empty for all sites.
     """
 
     name: ClassVar[str] = "insert-block-cache"
@@ -52,6 +54,7 @@ class InsertBlockCache(Pass):
     policy: CachePolicy = field(default_factory=Interval)
     max_state_bytes: int | None = None
     state_dtype: str | None = None
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.state_dtype is not None and self.state_dtype not in _DTYPES:
@@ -109,6 +112,17 @@ class InsertBlockCache(Pass):
         """This pass with each setting of its policy."""
         return [dataclasses.replace(self, policy=policy) for policy in self.policy.ladder()]
 
+    def parts(self, program: Program) -> Mapping[str, Self]:
+        """This pass in each block alone, where its sites lie in blocks."""
+        found = Candidates(program)
+        sites = self.policy.sites(found) if found.stacks else []
+        blocks = dict.fromkeys(block.path for stack in found.stacks for block in stack.blocks)
+        return {
+            path: dataclasses.replace(self, only=(path,))
+            for path in blocks
+            if any(_lies_in(site, path) for site in sites)
+        }
+
     def run(self, program: Program, rw: Rewriter) -> None:
         """Return what is kept as state, and make one variant for each row of the policy."""
         if program.schedule.stateful:
@@ -138,6 +152,8 @@ class InsertBlockCache(Pass):
         if not sites:
             rw.note("no repeated blocks with residual branches were found, so nothing is cached")
             return [], []
+        if self.only:
+            sites = self._asked_for(sites)
         if self.max_state_bytes is not None:
             sites = within(sites, self.max_state_bytes, self.policy.depth, found, rw)
         if self.policy.records:
@@ -150,6 +166,26 @@ class InsertBlockCache(Pass):
         kept = [site for site in sites if site.group in reused]
         columns = [groups.index(group) for group in groups if group in reused]
         return kept, list(dict.fromkeys(tuple(row[i] for i in columns) for row in rows))
+
+    def _asked_for(self, sites: Sequence[Site]) -> Sequence[Site]:
+        """The sites that ``only`` names.
+
+        Raises:
+            PipelineError: a path has none.
+        """
+        for path in self.only:
+            if not any(_lies_in(site, path) for site in sites):
+                known = [site.path for site in sites]
+                raise PipelineError(
+                    f"{self.name}: only={path} has no site{suggest(path, known)}; "
+                    f"the first of {len(known)} sites is {known[0]}"
+                )
+        return [site for site in sites if any(_lies_in(site, path) for path in self.only)]
+
+
+def _lies_in(site: Site, path: str) -> bool:
+    """Whether all of a site's work is that of one module."""
+    return f"{site.path}.".startswith(f"{path}.") and ".." not in site.path
 
 
 def _add_variants(

@@ -16,8 +16,8 @@ from dit_compile.report.table import (
     nodes_cell,
     notes_cell,
     pass_table,
-    terminal,
 )
+from dit_compile.report.terminal import terminal
 from tests.report import entries
 from tests.report.entries import entry, real, stage
 

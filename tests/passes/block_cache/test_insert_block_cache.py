@@ -305,3 +305,33 @@ def test_both_streams_of_a_joint_block_are_sites(name: str) -> None:
 
 def test_the_fingerprint_of_the_main_graph_tells_state_apart(cached: Rewritten) -> None:
     assert graph_fingerprint(cached.after, MAIN) != graph_fingerprint(cached.before, MAIN)
+
+
+class TestOnly:
+    @pytest.mark.parametrize(
+        ("only", "kept"),
+        [("blocks.1", PATHS[2:]), ("blocks.0.attn", PATHS[:1]), ("blocks", PATHS)],
+    )
+    def test_other_sites_are_computed(
+        self, program: Program, only: str, kept: Sequence[str]
+    ) -> None:
+        done = rewrite(f"insert-block-cache{{interval=2,only=[{only}]}}", program, X, C)
+        assert len(done.after.schedule.states) == len(kept)
+        assert f"{len(kept)} sites" in done.records[-1].notes[-1]
+
+    def test_a_path_without_sites(self, program: Program) -> None:
+        with pytest.raises(PipelineError, match=r"only=block\.1 has no site; did you mean"):
+            rewrite("insert-block-cache{interval=2,only=[block.1]}", program, X, C)
+
+    def test_a_prefix_is_not_a_path(self, program: Program) -> None:
+        with pytest.raises(PipelineError, match="has no site"):
+            rewrite("insert-block-cache{interval=2,only=[blocks.0.att]}", program, X, C)
+
+    def test_its_text_is_read_back(self) -> None:
+        text = "insert-block-cache{method=interval,only=[blocks.1]}"
+        assert str(Pipeline.parse(text)) == text
+
+    def test_parts(self, program: Program) -> None:
+        parts = InsertBlockCache().parts(program)
+        assert list(parts) == ["blocks.0", "blocks.1"]
+        assert parts["blocks.1"].only == ("blocks.1",)
