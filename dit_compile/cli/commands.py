@@ -167,6 +167,7 @@ def bench_cache(args: argparse.Namespace) -> None:
             ratios=tuple(args.ratios),
             images=args.images,
             batch=args.batch,
+            tuned=args.tuned,
             steps=args.steps,
             guidance_scale=args.guidance_scale,
             timed=args.timed,
