@@ -238,7 +238,7 @@ def test_the_whole_bench(
     assert (ours.graph_breaks, ours.recompiles) == (0, 0)
     assert ours.flop_ratio > 1.1
     assert len(ours.drift) == 8
-    assert ours.drift[0] < 1e-5 < ours.drift[-1], "the first step is computed"
+    assert 0 == ours.drift[0] < ours.drift[-1] < 0.2
     (found,) = results.comparisons
     assert found.ours.startswith("ditc")
     assert (tmp_path / "cache_digits-flow.png").exists()

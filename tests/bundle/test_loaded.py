@@ -78,14 +78,19 @@ class TestResults:
                 assert_same(run(loaded, loop), alone(toy, loop, every(2, 8)))
             assert session.summary()["generations"] == 2
 
-    def test_rows_of_all_steps_are_computed_together(
-        self, loaded: Any, toy: Toy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.fixture
+    def names(self, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The graphs that run, in order."""
         names: list[str] = []
         real = loaded._graphs.run
         monkeypatch.setattr(
             loaded._graphs, "run", lambda name, values: names.append(name) or real(name, values)
         )
+        return names
+
+    def test_rows_of_all_steps_are_computed_together(
+        self, loaded: Any, toy: Toy, names: list[str]
+    ) -> None:
         loop, times = Loop(label(2)), [999.0, *TIMES, 0.5]
         with ditc.session(loaded, timesteps=times):
             longer = Loop(label(2), times=times)
@@ -103,13 +108,8 @@ class TestResults:
             assert (names.count("table"), names.count("table_rows")) == (8, 1)  # foreseen
 
     def test_stated_timesteps_on_another_scale(
-        self, loaded: Any, toy: Toy, monkeypatch: pytest.MonkeyPatch
+        self, loaded: Any, toy: Toy, names: list[str]
     ) -> None:
-        names: list[str] = []
-        real = loaded._graphs.run
-        monkeypatch.setattr(
-            loaded._graphs, "run", lambda name, values: names.append(name) or real(name, values)
-        )
         stated = torch.tensor([*TIMES, 0.5])
         with ditc.session(loaded, timesteps=stated):
             loop = Loop(label(2), times=(stated / 1000).tolist())

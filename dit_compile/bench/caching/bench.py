@@ -246,8 +246,9 @@ def run_cache_bench(options: CacheBenchOptions) -> Results:
     Raises:
         MissingDependencyError: diffusers, cache-dit, scikit-image or matplotlib is missing.
     """
-    for module in ("matplotlib.figure", "skimage.metrics"):
-        require(module, "bench")
+    needed = ["diffusers", "matplotlib.figure", "skimage.metrics"]
+    for module in [*needed, "cache_dit"] if "cache-dit" in options.groups else needed:
+        require(module, "bench")  # now, and not after the first contenders were measured
     date = datetime.date.today().isoformat()
     results = Results(date, options.command, asdict(options), describe_setup("cpu"))
     with Progress(console=terminal(stderr=True)) as progress:
