@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import Progress
 from rich.table import Table
 
@@ -63,6 +64,7 @@ class BenchOptions:
             self.steps,
             repeats,
             self.blocks,
+            torch.get_num_threads(),  # those that the roofline was measured with
         )
 
 

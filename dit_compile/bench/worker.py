@@ -37,6 +37,7 @@ class Job:
         steps: denoising steps that the timesteps are spread over.
         repeats: steps that are timed, of each way.
         blocks: cut the model to this many blocks of each kind.
+        threads: of torch, within an operator.
     """
 
     case: str
@@ -47,6 +48,7 @@ class Job:
     steps: int
     repeats: int
     blocks: int | None
+    threads: int
 
 
 @dataclass
@@ -128,6 +130,7 @@ def main(text: str) -> None:
     """Run the job that ``text`` holds, and print what came of it."""
     data = json.loads(text)
     job = Job(**{**data, "ways": tuple(data["ways"])})
+    torch.set_num_threads(job.threads)
     sys.stdout.write(json.dumps(asdict(measure(job))) + "\n")
 
 

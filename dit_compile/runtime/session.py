@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_compile.errors import SessionError
 from dit_compile.runtime.generation import MODES, Hold, Tracker
+from dit_compile.runtime.lanes import follow_cache_context
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,7 @@ class Session:
             weakref.WeakKeyDictionary()
         )
         self._depth = 0
+        follow_cache_context()  # diffusers may have been loaded after ditc
 
     def owns(self, weights: Sequence[object]) -> bool:
         """Whether a program with these weights belongs to this Session's model."""

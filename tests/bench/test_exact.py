@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dit_compile.analysis.roofline import load_or_measure
 from dit_compile.bench.cases import CASES, Case, find_case
 from dit_compile.bench.exact import BenchOptions, Row, _interval, run_bench
 from dit_compile.bench.plot import save_plot
@@ -59,7 +60,9 @@ def test_the_plot_has_a_bar_for_each_row(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_ways_agree_and_take_turns() -> None:
-    job = Job("dit-xl-2-256", ("eager", "ditc"), "float32", "cpu", 2, 8, 2, 1)
+    job = Job(
+        "dit-xl-2-256", ("eager", "ditc"), "float32", "cpu", 2, 8, 2, 1, torch.get_num_threads()
+    )
     torch._dynamo.reset()
     done = measure(job)
     assert {way: len(seconds) for way, seconds in done.seconds.items()} == {"eager": 2, "ditc": 2}
@@ -82,11 +85,14 @@ def test_the_whole_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     )
     results = run_bench(options)
     assert [row.way for row in results.rows] == ["eager", "ditc"]
-    ours = results.rows[1]
+    theirs, ours = results.rows
     assert ours.cold is not None
     assert ours.warm is not None
     assert ours.cold > ours.seconds
-    assert 0 < ours.share < 1.5
+    assert ours.share * ours.seconds == pytest.approx(theirs.share * theirs.seconds)
+    operations = ours.share * ours.seconds * load_or_measure("cpu").peak("float32")
+    tokens, width = 2 * 256, 1152
+    assert 2 * tokens * 12 * width**2 < operations < 2 * tokens * 15 * width**2
     saved = json.loads((tmp_path / "exact.json").read_text())
     assert saved["rows"][1]["cold"] == ours.cold
     assert saved["setup"]["torch"] == torch.__version__

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +87,19 @@ class TestNames:
         with Model().cache_context("uncond"):
             assert current_lane() == "uncond"
         assert current_lane() == ""
+
+    def test_diffusers_may_be_loaded_after_ditc(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class CacheMixin:
+            @contextmanager
+            def cache_context(self, name: str) -> Iterator[None]:
+                yield
+
+        loaded = SimpleNamespace(CacheMixin=CacheMixin)
+        monkeypatch.setitem(sys.modules, "diffusers.models.cache_utils", loaded)
+        with CacheMixin().cache_context("cond"):
+            assert current_lane() == ""
+        with ditc.session(), CacheMixin().cache_context("cond"):
+            assert current_lane() == "cond"
 
 
 def cached(method: str) -> Any:
