@@ -20,7 +20,8 @@ class Step:
         total: the number of steps of the generation, ``None`` if nobody said.
         last: whether this is, or by extrapolation seems to be, the last step.
         time: the timestep as the model gets it, ``None`` if it is not known.
-        change: what a dynamic policy's probe measured, ``None`` where nothing was.
+        change: what was measured for a dynamic policy, ``None`` where nothing was: by its probe
+            before the decision, or by the step itself for the steps after it.
     """
 
     index: int
@@ -49,6 +50,11 @@ class Policy(Protocol):
     @property
     def depth(self) -> int:
         """Computed values of a site that are kept: 1 to reuse the last, more to forecast."""
+        ...
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether what is measured while sampling decides."""
         ...
 
     @property
@@ -141,7 +147,7 @@ class Schedule:
         """
         if times is None:
             times = [1000 * (1 - i / total) for i in range(total)]
-        if self.judge:
+        if self.policy is not None and self.policy.dynamic:
             return None
         rows: list[Row] = []
         past: list[Done] = []

@@ -87,7 +87,7 @@ class States:
     def record(self, lane: Lane, done: Done) -> None:
         """Count a step, and remember it for the policy."""
         lane.past.append(done)
-        if self._schedule.judge and done.step.last:
+        if (policy := self._schedule.policy) and policy.dynamic and done.step.last:
             self._question(lane.past)
         if done.computed.issuperset(self._schedule.groups):
             lane.served["computed"] += 1
@@ -95,7 +95,7 @@ class States:
             lane.served["forecast" if self._forecasts else "reused"] += 1
 
     def _question(self, past: Sequence[Done]) -> None:
-        """Say once if a whole generation went by in which the threshold decided nothing."""
+        """Say once if a whole generation went by in which what was measured decided nothing."""
         changes = [done.step.change for done in past if done.step.change is not None]
         computed = sum(bool(done.computed) for done in past)
         if self._questioned or len(changes) < _ENOUGH_STEPS or 1 < computed < len(past):
@@ -106,8 +106,8 @@ class States:
         if not always:
             what = f"reused nothing (smallest change {min(changes):.3g})"
         warnings.warn(
-            f"ditc: in {len(past)} steps the cache {what}; {'lower' if always else 'raise'} its "
-            "threshold, or let ditc.calibrate choose one",
+            f"ditc: in {len(past)} steps the cache {what}; allow {'less' if always else 'more'} "
+            "change, or let ditc.calibrate choose how much",
             DitcWarning,
             stacklevel=2,
         )

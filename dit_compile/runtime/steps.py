@@ -80,6 +80,8 @@ class Steps:
         elif doubt:
             lane.why[doubt] += 1
         done = self._run(name, values)
+        if not math.isnan(done.measure):
+            step = replace(step, change=done.measure)
         self._states.keep(lane, done.named)
         self._states.record(lane, Done(step, computed))
         return Served(lane, step, name, done)

@@ -67,6 +67,11 @@ class FirstBlock(CachePolicy):
         return self.order + 1
 
     @property
+    def dynamic(self) -> bool:
+        """The probe is compared at each step."""
+        return True
+
+    @property
     def _first(self) -> int:
         """The first block that may be reused."""
         return self.front if self.measure == "residual" else 0

@@ -14,6 +14,7 @@ from dit_compile.calibration.measured import Measured
 from dit_compile.errors import PipelineError, suggest
 from dit_compile.ir.program import MAIN, Program
 from dit_compile.ir.schedule import Row, Schedule
+from dit_compile.passes.block_cache.half_batch import HALF, add_half
 from dit_compile.passes.block_cache.insertion import State, add_variant, return_states, store
 from dit_compile.passes.block_cache.interval import Interval
 from dit_compile.passes.block_cache.policies import POLICIES
@@ -128,6 +129,9 @@ class InsertBlockCache(Pass):
         if program.schedule.stateful:
             raise PipelineError(f"{self.name} is in the pipeline twice; leave one out")
         rw.graph_name = MAIN
+        if self.policy.half:
+            self._leave_out_half(program, rw)
+            return
         found = Candidates(program)
         sites, rows = self._decide(found, rw)
         if not (rows or self.policy.records):
@@ -145,6 +149,20 @@ class InsertBlockCache(Pass):
             variants = _add_probed(program, rw, probe, states, groups, rows)
             program.schedule = Schedule(REST, self.policy, groups, named, variants, PROBE, JUDGE)
         rw.note(f"{len(variants)} variants, {len(sites)} sites, {self.policy.describe()}")
+
+    def _leave_out_half(self, program: Program, rw: Rewriter) -> None:
+        """Make a variant for half the batch, where the policy may leave out the other half."""
+        if self.max_state_bytes is not None or self.state_dtype is not None or self.only:
+            raise PipelineError(
+                f"{self.name}: method={self.policy.method} keeps no state; leave out "
+                "max-state-bytes, state-dtype and only"
+            )
+        if (0,) not in self.policy.rows(("guidance",)):
+            rw.note(f"{self.policy.describe()} computes every step, so no cache is inserted")
+        elif add_half(program, rw, self.policy.half):
+            variants = (((1,), MAIN), ((0,), HALF))
+            program.schedule = Schedule(MAIN, self.policy, ("guidance",), variants=variants)
+            rw.note(f"{len(variants)} variants, {self.policy.describe()}")
 
     def _decide(self, found: Candidates, rw: Rewriter) -> tuple[Sequence[Site], Sequence[Row]]:
         """The sites to keep, and the rows that reuse some; none of these to leave all as it is."""

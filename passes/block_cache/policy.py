@@ -41,6 +41,16 @@ class CachePolicy:
         return 1
 
     @property
+    def dynamic(self) -> bool:
+        """Whether what is measured while sampling decides."""
+        return False
+
+    @property
+    def half(self) -> str:
+        """The half of the batch that a variant computes alone, ``first`` or ``second``, if any."""
+        return ""
+
+    @property
     def steps(self) -> int | None:
         """The number of steps that it was calibrated for, ``None`` if it was not."""
         return None

@@ -22,11 +22,14 @@ OTHERS = tuple(case.name for case in zoo.CASES if case.name not in FAMILIES)
 
 
 @functools.cache
-def captured(name: str) -> tuple[Program, tuple[Any, ...]]:
-    """A case of the zoo as a Program, with a value for each placeholder."""
+def captured(name: str, variant: int = 0) -> tuple[Program, tuple[Any, ...]]:
+    """A case of the zoo as a Program, with a value for each placeholder.
+
+    The inputs of ``variant`` 1 are larger, and two samples.
+    """
     case = zoo.case(name)
     model = zoo.build(case)
-    kwargs = case.inputs(0, torch.Generator().manual_seed(0))
+    kwargs = case.inputs(variant, torch.Generator().manual_seed(0))
     with torch.no_grad():
         try:
             program = capture_module(model, (), kwargs)

@@ -203,7 +203,10 @@ def test_threads_and_tasks_share_nothing(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("threshold", "message"),
-    [(1e-6, "reused nothing .* raise its threshold"), (1e6, "every step but the first .* lower")],
+    [
+        (1e-6, "reused nothing .* allow more change"),
+        (1e6, "every step but the first .* allow less"),
+    ],
 )
 def test_a_threshold_that_decides_nothing_is_said(threshold: float, message: str) -> None:
     fast = cached(f"method=first-block,residual-diff-threshold={threshold}")

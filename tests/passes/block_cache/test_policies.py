@@ -202,7 +202,11 @@ def test_wrong_options(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("method", POLICIES)
 def test_options_round_trip(method: str) -> None:
-    options = {"mask": ',mask="attn:110 mlp:101",times=[3.0,2.0,1.0]', "magnitude": ",ratios=[1,2]"}
+    options = {
+        "mask": ',mask="attn:110 mlp:101",times=[3.0,2.0,1.0]',
+        "magnitude": ",ratios=[1,2]",
+        "skip-guidance": ",conditional=first",
+    }
     text = f"insert-block-cache{{method={method}{options.get(method, '')},max-state-bytes=9}}"
     pipeline = Pipeline.parse(text)
     assert Pipeline.parse(str(pipeline)) == pipeline
@@ -213,7 +217,8 @@ def test_options_round_trip(method: str) -> None:
 @pytest.mark.parametrize("method", POLICIES)
 def test_ladders_go_from_gentle_to_strong(method: str) -> None:
     kind = POLICIES[method]
-    policy = kind(mask="1101") if method == "mask" else kind()
+    needed = {"mask": {"mask": "1101"}, "skip-guidance": {"conditional": "first"}}
+    policy = kind(**needed.get(method, {}))
     ladder = policy.ladder()
     assert all(type(rung) is kind for rung in ladder)
     assert len(set(ladder)) == len(ladder)

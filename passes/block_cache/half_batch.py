@@ -1,0 +1,206 @@
+"""A variant that computes one half of the batch, as the other half of guidance need not be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+import dit_compile.analysis.sample_rules  # noqa: F401  (registers the rules)
+from dit_compile.analysis.samples import Samples, find_samples
+from dit_compile.errors import PassError
+from dit_compile.ir.fake import evaluate, tensor_of
+from dit_compile.ir.program import (
+    MAIN,
+    Output,
+    OutputKind,
+    Program,
+    copy_graph,
+    output_args,
+    output_node,
+)
+from dit_compile.ir.purity import is_random
+from dit_compile.passes.block_cache.insertion import drop_dead
+from dit_compile.pipeline.rewriter import Rewriter
+
+HALF = "half"
+
+aten = torch.ops.aten
+
+
+def add_half(program: Program, rw: Rewriter, which: str) -> bool:
+    """Add a graph that computes one half of the batch, and returns it for both halves.
+
+    The main graph then measures how far its two halves are apart, and this graph says that they
+    are not: the largest of ``1 - cos`` over the pairs of samples.
+
+    Args:
+        program: the Program.
+        rw: its rewriter, to which a reason is told where there is no such graph.
+        which: the half to compute, ``first`` or ``second``.
+
+    Returns:
+        Whether the graph was added.
+    """
+    outputs = [n for n in output_args(program.main) if isinstance(n, fx.Node)]
+    batch = tensor_of(outputs[0]).shape[0] if tensor_of(outputs[0]).dim() else 1
+    if not isinstance(batch, int) or batch % 2:
+        kind = f"of {batch}" if isinstance(batch, int) else "whose size is not fixed"
+        rw.miss(outputs[0], f"a batch {kind} has no two halves")
+        return False
+    samples = find_samples(program, batch)
+    if not _can_be_halved(program, rw, samples):
+        return False
+    rw.begin(outputs[0])
+    _add_graph(program, rw, samples, which)
+    rw.graph_name = MAIN
+    _return(program, MAIN, _distance(rw, outputs[0], samples))
+    return True
+
+
+def _can_be_halved(program: Program, rw: Rewriter, samples: Samples) -> bool:
+    """Whether every node is known to keep samples apart; tells why not."""
+    random = next(filter(is_random, program.main.nodes), None)
+    if random is not None:
+        rw.miss(random, "it draws random numbers, others for half a batch than for a whole one")
+        return False
+    for miss in samples.misses:
+        rw.miss(miss.node, f"samples are not known to stay apart: {miss.reason}")
+        return False
+    for output, value in zip(program.outputs[MAIN], output_args(program.main), strict=True):
+        whole = output.kind is OutputKind.USER and samples.dims.get(value) == 0
+        if not whole or tensor_of(value).shape[0] != samples.batch:
+            rw.miss(value, "it is returned and does not hold a value for each sample")
+            return False
+    return True
+
+
+def _add_graph(program: Program, rw: Rewriter, samples: Samples, which: str) -> None:
+    module = copy_graph(program.graphs[MAIN])
+    program.graphs[HALF], program.outputs[HALF] = module, program.outputs[MAIN]
+    rw.graph_name = HALF
+    dims = {node.name: dim for node, dim in samples.dims.items()}
+    halved = {node: dims[node.name] for node in module.graph.nodes if node.name in dims}
+    body = next(n for n in module.graph.nodes if n.op != "placeholder")
+    for node, dim in halved.items():
+        if node.op != "placeholder":
+            _resize(program, node, dim)
+        elif node.users:
+            users = list(node.users)
+            part = _part(rw, node, dim, samples.batch, which, body)
+            for user in users:
+                user.replace_input_with(node, part)
+    end = output_node(module.graph)
+    pairs = {node: _twice(rw, node, end) for node in dict.fromkeys(output_args(module.graph))}
+    end.args = (tuple(pairs[node] for node in output_args(module.graph)),)
+    equal = tensor_of(end.args[0][0])  # type: ignore[index,arg-type]
+    _return(program, HALF, _number(rw, 0.0, equal.device, end))
+    drop_dead(program, module.graph)
+
+
+def _part(
+    rw: Rewriter, node: fx.Node, dim: int, batch: int, which: str, before: fx.Node
+) -> fx.Node:
+    """One half of a value's samples; several places may belong to each sample."""
+    half = tensor_of(node).shape[dim] // 2
+    start = 0 if which == "first" else half
+    return rw.call(
+        aten.slice.Tensor, node, dim, start, start + half, before=before, replaces=[node]
+    )
+
+
+def _twice(rw: Rewriter, node: fx.Node, before: fx.Node) -> fx.Node:
+    return rw.call(aten.cat.default, [node, node], 0, before=before, replaces=[node])
+
+
+def _resize(program: Program, node: fx.Node, dim: int) -> None:
+    """Give ``node`` half the samples; its arguments have been given theirs.
+
+    Raises:
+        PassError: its result does not have half the size.
+    """
+    old = _first(node)
+    for name, sizes, at in _lists_of_sizes(node, dim):
+        if isinstance(sizes[at], int) and sizes[at] == old.shape[dim]:
+            _set_argument(node, name, [s // 2 if i == at else s for i, s in enumerate(sizes)])
+    if node.target is aten.repeat_interleave.self_int:
+        node.kwargs = {name: v for name, v in node.kwargs.items() if name != "output_size"}
+    node.meta["val"] = evaluate(node, program.fake_mode)
+    want = (*old.shape[:dim], old.shape[dim] // 2, *old.shape[dim + 1 :])
+    if tuple(_first(node).shape) != want:
+        raise PassError(
+            f"%{node.name} has sizes {tuple(_first(node).shape)} for half a batch, not {want}"
+        )
+
+
+def _lists_of_sizes(node: fx.Node, dim: int) -> Iterator[tuple[str, list[Any], int]]:
+    """The arguments that say how large the result is, and where in them its samples are."""
+    given = dict(zip(_argument_names(node), node.args, strict=False)) | node.kwargs
+    for name in ("size", "shape", "sizes", "repeats"):
+        sizes: Any = given.get(name)
+        if not isinstance(sizes, (list, tuple)):
+            continue
+        split: Any = given["dim"] if name == "sizes" else 0  # of unflatten
+        at = dim - split % (_first(node).dim() + 1 - len(sizes)) if split else dim
+        if 0 <= at < len(sizes):
+            yield name, list(sizes), at
+
+
+def _set_argument(node: fx.Node, name: str, value: Any) -> None:
+    if name in node.kwargs:
+        node.kwargs = {**node.kwargs, name: value}
+    else:
+        node.update_arg(_argument_names(node).index(name), value)
+
+
+def _argument_names(node: fx.Node) -> list[str]:
+    schema = getattr(node.target, "_schema", None)
+    return [argument.name for argument in schema.arguments] if schema is not None else []
+
+
+def _first(node: fx.Node) -> torch.Tensor:
+    """The value of a node, the first one of several."""
+    value = node.meta["val"]
+    found: torch.Tensor = value[0] if isinstance(value, (list, tuple)) else value
+    return found
+
+
+def _distance(rw: Rewriter, result: fx.Node, samples: Samples) -> fx.Node:
+    """The largest ``1 - cos`` between a sample of one half and its fellow in the other."""
+    end = output_node(rw.graph)
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return rw.call(target, *args, before=end, replaces=[result], **kwargs)
+
+    wide = call(aten._to_copy.default, result, dtype=torch.float32)
+    half = samples.batch // 2
+    one, two = (call(aten.slice.Tensor, wide, 0, start, start + half) for start in (0, half))
+    rest = list(range(1, tensor_of(result).dim()))
+
+    def dot(left: fx.Node, right: fx.Node) -> fx.Node:
+        return call(aten.sum.dim_IntList, call(aten.mul.Tensor, left, right), rest)
+
+    sizes = call(aten.mul.Tensor, dot(one, one), dot(two, two))
+    cosine = call(aten.mul.Tensor, dot(one, two), call(aten.rsqrt.default, sizes))
+    return call(aten.rsub.Scalar, call(aten.amin.default, cosine), 1.0)
+
+
+def _number(rw: Rewriter, value: float, device: torch.device, before: fx.Node) -> fx.Node:
+    return rw.call(
+        aten.full.default,
+        [],
+        value,
+        dtype=torch.float32,
+        device=device,
+        before=before,
+        replaces=[before.all_input_nodes[0]],
+    )
+
+
+def _return(program: Program, graph: str, measure: fx.Node) -> None:
+    """Let ``graph`` return what the schedule decides by."""
+    end = output_node(program.graphs[graph].graph)
+    end.args = ((*output_args(end.graph), measure),)
+    program.outputs[graph] += (Output(OutputKind.MEASURE),)
