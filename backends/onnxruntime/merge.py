@@ -75,15 +75,16 @@ def _branch(
     for value in list(graph.inputs):
         value.replace_all_uses_with(outer.take(value, weight=False))
     own = []
+    returned = [str(value.name) for value in graph.outputs]
     for value in list(graph.initializers.values()):
         if isinstance(value.const_value, ir.ExternalTensor):
             value.replace_all_uses_with(outer.take(value, weight=True))
             continue
         constant = _like(value, f"{name}/{value.name}", empty=False)
         constant.const_value = value.const_value
-        value.replace_all_uses_with(constant)
+        value.replace_all_uses_with(constant, replace_graph_outputs=True)
         own.append(constant)
-    computed = {str(value.name): value for value in graph.outputs}
+    computed = dict(zip(returned, graph.outputs, strict=True))
     nodes = list(graph)
     graph.outputs.clear()
     graph.remove(nodes)

@@ -184,7 +184,7 @@ def _distance(rw: Rewriter, result: fx.Node, samples: Samples) -> fx.Node:
 
     sizes = call(aten.mul.Tensor, dot(one, one), dot(two, two))
     cosine = call(aten.mul.Tensor, dot(one, two), call(aten.rsqrt.default, sizes))
-    return call(aten.rsub.Scalar, call(aten.amin.default, cosine), 1.0)
+    return call(aten.rsub.Scalar, call(aten.amin.default, cosine, [0]), 1.0)
 
 
 def _number(rw: Rewriter, value: float, device: torch.device, before: fx.Node) -> fx.Node:

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 import dit_compile as ditc
-from tests.runtime.loops import TIMES, Loop, Toy, assert_same, label
+from tests.runtime.loops import (
+    TIMES,
+    Inputs,
+    Loop,
+    Toy,
+    assert_same,
+    closing_halves,
+    label,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -32,21 +40,30 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", METHODS)
 def test_results_and_decisions(toy: Toy, tmp_path: Path, method: str, form: str) -> None:
+    check(toy, tmp_path, method, form, list(Loop(label(2))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_half_a_batch(toy: Toy, tmp_path: Path, form: str) -> None:
+    method = "method=skip-guidance,conditional=second,gamma=0.9"
+    check(toy, tmp_path, method, form, closing_halves())
+
+
+def check(toy: Toy, folder: Path, method: str, form: str, calls: list[Inputs]) -> None:
+    """Run the same calls in the compiled model and in its bundle."""
     written, read = FORMS[form]
     passes = f"exact,insert-block-cache{{{method}}}"
-    loop = Loop(label(2))
     torch._dynamo.reset()
     fast = torch.compile(
         toy, backend="ditc", options={"target": "eager", "strict": True, "passes": passes}
     )
-    args = (torch.randn(1, 6, 8), torch.tensor([500.0]), label(1))
-    ditc.export(toy, args, {}, tmp_path / "toy", passes=passes, **written)
-    loaded = ditc.load(tmp_path / "toy", **read)
+    ditc.export(toy, tuple(calls[0].values()), {}, folder / "toy", passes=passes, **written)
+    loaded = ditc.load(folder / "toy", **read)
     with torch.no_grad(), ditc.session(fast, timesteps=TIMES) as session:
-        want = [fast(**call) for call in loop]
+        want = [fast(**call) for call in calls]
         decided = session.summary()
     with ditc.session(loaded, timesteps=TIMES) as session:
-        got = [loaded(**call)[0] for call in loop]
+        got = [loaded(**call)[0] for call in calls]
         assert session.summary() == decided
-    assert decided["computed"] < len(TIMES)
+    assert 0 < decided["computed"] < len(TIMES)
     assert_same(got, want)

@@ -110,6 +110,18 @@ class Loop:
             yield {"x": x, "t": torch.full((batch,), t), "y": self.y}
 
 
+def closing_halves() -> list[Inputs]:
+    """The calls of guidance by a doubled batch, whose halves differ less from step to step."""
+    generator = torch.Generator().manual_seed(0)
+    y = prompt(0, batch=2).repeat(2, 1)
+    calls = []
+    for step, t in enumerate(TIMES):
+        x = torch.randn(2, 6, 8, generator=generator)
+        away = 2.0 * torch.randn(2, 6, 8, generator=generator) / (1 + step) ** 2
+        calls.append({"x": torch.cat([x + away, x]), "t": torch.full((4,), t), "y": y})
+    return calls
+
+
 def every(interval: int, steps: int) -> str:
     """``c`` for each computed step and ``r`` for each reused one, the last step computed."""
     return "".join("c" if i % interval == 0 or i == steps - 1 else "r" for i in range(steps))

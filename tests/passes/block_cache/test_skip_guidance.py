@@ -22,7 +22,7 @@ from dit_compile.passes.block_cache.skip_guidance import SkipGuidance
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.reference import run_reference
 from tests.analysis.structures import FAMILIES, captured, plain, tokens
-from tests.runtime.loops import TIMES, Toy, compiled
+from tests.runtime.loops import TIMES, Inputs, Toy, closing_halves, compiled
 
 FULL, LEFT_OUT = frozenset({"guidance"}), frozenset[str]()
 
@@ -139,26 +139,18 @@ def measured(outputs: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def calls() -> list[dict[str, Tensor]]:
-    """Guidance whose halves come closer: they differ by what shrinks from step to step."""
-    generator = torch.Generator().manual_seed(0)
-    prompts = torch.randn(2, 16, generator=generator).repeat(2, 1)
-    calls = []
-    for step, time in enumerate(TIMES):
-        x = torch.randn(2, 6, 8, generator=generator)
-        away = 2.0 * torch.randn(2, 6, 8, generator=generator) / (1 + step) ** 2
-        calls.append({"x": torch.cat([x + away, x]), "t": torch.full((4,), time), "y": prompts})
-    return calls
+def calls() -> list[Inputs]:
+    return closing_halves()
 
 
 @pytest.fixture(scope="module")
-def wanted(calls: list[dict[str, Tensor]]) -> list[Tensor]:
+def wanted(calls: list[Inputs]) -> list[Tensor]:
     with torch.no_grad():
         return [Toy()(**call) for call in calls]
 
 
 class TestSampling:
-    def run(self, calls: list[dict[str, Tensor]], gamma: float) -> tuple[list[Tensor], Any]:
+    def run(self, calls: list[Inputs], gamma: float) -> tuple[list[Tensor], Any]:
         torch._dynamo.reset()
         passes = (
             f"exact,insert-block-cache{{method=skip-guidance,conditional=second,gamma={gamma}}}"
@@ -168,7 +160,7 @@ class TestSampling:
             return [fast(**call) for call in calls], session.summary()
 
     def test_from_the_step_after_on_guidance_leaves_the_conditional_half_as_it_is(
-        self, calls: list[dict[str, Tensor]], wanted: list[Tensor]
+        self, calls: list[Inputs], wanted: list[Tensor]
     ) -> None:
         changes = [measured(outputs) for outputs in wanted]
         at = 3
@@ -181,7 +173,7 @@ class TestSampling:
             torch.testing.assert_close(mine, want, rtol=1e-5, atol=1e-5)
         assert (summary["computed"], summary["reused"]) == (at + 1, len(TIMES) - at - 1)
 
-    def test_halves_that_never_agree_are_said(self, calls: list[dict[str, Tensor]]) -> None:
+    def test_halves_that_never_agree_are_said(self, calls: list[Inputs]) -> None:
         with pytest.warns(DitcWarning, match="reused nothing .* allow more change"):
             _, summary = self.run(calls, gamma=0.9999999)
         assert summary["computed"] == len(TIMES)
