@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -25,6 +24,7 @@ from torch.nn.functional import linear
 
 from dit_compile.analysis.cost import Cost, CostValue
 from dit_compile.errors import AnalysisError
+from dit_compile.files import write_atomically
 
 #: Rows, inputs and outputs of products that are typical of diffusion transformers, and a large one.
 SHAPES = ((512, 1152, 4608), (512, 4608, 1152), (2048, 2048, 2048))
@@ -317,15 +317,6 @@ def load_or_measure(
         if kept is not None and dict(kept.setup) == describe_setup(device):
             return kept
     roofline = measure_roofline(device, seconds=seconds)
-    _write(path, roofline.to_json())
-    return roofline
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in one step, so that no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    write_atomically(path, roofline.to_json())
+    return roofline

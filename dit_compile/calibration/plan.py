@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,11 @@ from rich.console import Console
 from typing_extensions import Self
 
 from dit_compile.calibration.curve import curve_table, save_curve
+from dit_compile.calibration.fitting import fit
+from dit_compile.calibration.measured import Measured
+from dit_compile.calibration.measurements import Measurements, digest, pack, unpack
 from dit_compile.errors import PlanError
+from dit_compile.files import write_atomically
 from dit_compile.ir.fake import tensor_of
 from dit_compile.ir.program import InputKind, Program, placeholders
 from dit_compile.pipeline.pipeline import Pipeline
@@ -83,6 +86,8 @@ class Plan:
         weights: what is known of the model's weights, by path.
         curve: what was tried, if a budget was given.
         made_with: versions of ditc and torch.
+        measured: what calibration recorded, by the text of the pipeline that recorded it; empty if
+            nothing had to be, or its file is gone.
     """
 
     passes: str
@@ -90,6 +95,27 @@ class Plan:
     weights: Mapping[str, Weight]
     curve: Sequence[Trial] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
+    measured: Measurements = field(default_factory=dict)
+
+    def fitted(self, passes: str) -> Self:
+        """The Plan for another pipeline, from what was recorded: nothing is sampled.
+
+        Args:
+            passes: the pipeline, such as this one with another threshold.
+
+        Raises:
+            PlanError: it must be told what was not recorded.
+            PipelineError: it is no pipeline.
+        """
+
+        def known(recording: Pipeline) -> Measured:
+            if str(recording) not in self.measured:
+                raise PlanError(
+                    f"the plan has no measurements by {recording}; sample with ditc.calibrate"
+                )
+            return self.measured[str(recording)]
+
+        return dataclasses.replace(self, passes=str(fit(Pipeline.parse(passes), known)), curve=())
 
     def print(self, console: Console | None = None) -> None:
         """Write what was tried to the terminal, as a table."""
@@ -107,15 +133,20 @@ class Plan:
         return save_curve(path, self.curve)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the Plan as JSON, at once or not at all."""
+        """Write the Plan as JSON, and what was recorded beside it as safetensors.
+
+        Returns:
+            The path of the JSON, which is complete at any time; the other file is
+            ``my.plan.safetensors`` for ``my.plan.json``.
+        """
         target = Path(path)
         data = {"version": VERSION, **dataclasses.asdict(self)}
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.resolve().parent, suffix=".partial", delete=False
-        ) as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        Path(file.name).replace(target)
+        if self.measured:
+            packed = pack(self.measured)
+            beside = target.with_suffix(".safetensors")
+            write_atomically(beside, packed)
+            data["measured"] = {"file": beside.name, "sha256": digest(packed)}
+        write_atomically(target, json.dumps(data, indent=1) + "\n")
         return target
 
     @classmethod
@@ -136,17 +167,18 @@ class Plan:
                 "make it again with ditc.calibrate"
             )
         try:
-            return cls._from(data)
+            return cls._from(data, Path(path).parent)
         except (TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"the plan {str(path)!r} is damaged: {_reason(error)}") from None
 
     @classmethod
-    def _from(cls, data: dict[str, Any]) -> Self:
+    def _from(cls, data: dict[str, Any], folder: Path) -> Self:
         weights = {
             path: Weight(tuple(known["shape"]), known["sample"])
             for path, known in data.pop("weights").items()
         }
-        return cls(weights=weights, curve=[Trial(**t) for t in data.pop("curve")], **data)
+        curve = [Trial(**trial) for trial in data.pop("curve")]
+        return cls(weights=weights, curve=curve, measured=_beside(folder, data), **data)
 
     @classmethod
     def of(cls, plan: Self | str | os.PathLike[str]) -> Self:
@@ -187,6 +219,15 @@ class Plan:
             for path, tensor in tensors.items()
             if path in self.weights and not Weight.of(tensor).alike(self.weights[path])
         ]
+
+
+def _beside(folder: Path, data: dict[str, Any]) -> Measurements:
+    """What was recorded, from the file that a Plan names; decisions do without it."""
+    named = data.pop("measured", None)
+    if not named:
+        return {}
+    file = folder / Path(named["file"]).name
+    return unpack(file, named["sha256"]) if file.exists() else {}
 
 
 def _reason(error: Exception) -> str:

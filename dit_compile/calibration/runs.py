@@ -16,6 +16,7 @@ from torch._C._dynamo.eval_frame import reset_code
 
 from dit_compile.analysis.cost import CostValue
 from dit_compile.analysis.step_cost import step_cost
+from dit_compile.calibration.fitting import fit
 from dit_compile.calibration.measured import Measured
 from dit_compile.calibration.recorder import Recorder
 from dit_compile.errors import OptionError, PlanError
@@ -73,7 +74,8 @@ class Runs:
         self._seeds = seeds
         self._options = options
         self._progress = progress
-        self._known: dict[str, Measured] = {}
+        #: What was recorded, by the text of the pipeline that recorded it.
+        self.measured: dict[str, Measured] = {}
         #: Steps of a generation, once one has run.
         self.steps = 0
 
@@ -83,25 +85,19 @@ class Runs:
         Raises:
             PlanError: the model was not called, or has nothing to record.
         """
-        passes = list(pipeline.passes)
-        for position, item in enumerate(passes):
-            if not item.uncalibrated:
-                continue
-            recording = Pipeline((*passes[:position], item.recorder()))
-            passes[position] = item.fitted(self._measured(recording))
-        return Pipeline(tuple(passes)).validated()
+        return fit(pipeline, self._measured)
 
     def _measured(self, recording: Pipeline) -> Measured:
         """What sampling with a recording pipeline tells; sampled once for each."""
-        if str(recording) not in self._known:
+        if str(recording) not in self.measured:
             recorder = Recorder(_DISTANCES)
             with self._compiled(recording), watching(recorder):
                 self._samples("recording", self._seeds)
             if not recorder.steps:
                 raise PlanError(f"{recording} found nothing to record; ditc.explain says why")
             self.steps = recorder.steps
-            self._known[str(recording)] = recorder.measured()
-        return self._known[str(recording)]
+            self.measured[str(recording)] = recorder.measured()
+        return self.measured[str(recording)]
 
     def plain(self) -> list[torch.Tensor]:
         """The samples of each seed by the model itself."""

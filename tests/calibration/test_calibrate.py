@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -120,6 +122,37 @@ def test_a_plan_is_used_by_torch_compile(toy: Toy, tmp_path: Any) -> None:
     with ditc.session(fast, timesteps=TIMES) as session:
         sampler(fast)(7)
     assert session.summary()["reused"] > 0
+
+
+class TestMeasurements:
+    OTHER = SMOOTH.replace("0.5", "0.2")
+
+    def test_another_threshold_needs_no_sampling(self, toy: Toy, tmp_path: Path) -> None:
+        plan = calibrated(toy)
+        loaded = ditc.Plan.load(plan.save(tmp_path / "toy.plan.json"))
+        assert loaded == plan
+        assert loaded.fitted(self.OTHER).passes == calibrated(toy, self.OTHER).passes != plan.passes
+
+    def test_what_was_not_recorded_is_said(self, toy: Toy) -> None:
+        with pytest.raises(PlanError, match=r"no measurements by .*scope=span.* ditc.calibrate"):
+            calibrated(toy).fitted(MAGNITUDE)
+
+    def test_decisions_do_without_their_file(self, toy: Toy, tmp_path: Path) -> None:
+        plan = calibrated(toy)
+        path = plan.save(tmp_path / "toy.plan.json")
+        (tmp_path / "toy.plan.safetensors").unlink()
+        assert ditc.Plan.load(path) == replace(plan, measured={})
+
+    def test_a_plan_that_recorded_nothing_has_no_file(self, toy: Toy, tmp_path: Path) -> None:
+        ditc.Plan("exact", 8, {}).save(tmp_path / "toy.plan.json")
+        assert [path.name for path in tmp_path.iterdir()] == ["toy.plan.json"]
+
+    @pytest.mark.parametrize("damage", [b"", b"{}", b"not tensors at all"])
+    def test_another_file_is_refused(self, toy: Toy, tmp_path: Path, damage: bytes) -> None:
+        path = calibrated(toy).save(tmp_path / "toy.plan.json")
+        (tmp_path / "toy.plan.safetensors").write_bytes(damage)
+        with pytest.raises(PlanError, match="are not those of the plan beside them"):
+            ditc.Plan.load(path)
 
 
 def test_a_plan_for_another_structure_is_an_error(toy: Toy) -> None:
