@@ -77,7 +77,8 @@ def _view(call: Call) -> int:
 @sample_rule("permute")
 def _permute(call: Call) -> int:
     rank = len(call.first.shape)
-    return [dim % rank for dim in call["dims"]].index(call.own())
+    order = [int(dim) % rank for dim in call["dims"]]
+    return order.index(call.own())
 
 
 @sample_rule("transpose", "swapaxes", "t", "numpy_T")
@@ -85,7 +86,7 @@ def _transpose(call: Call) -> int:
     dim, rank = call.own(), len(call.first.shape)
     if "dim0" not in call.args:
         return rank - 1 - dim
-    one, two = call["dim0"] % rank, call["dim1"] % rank
+    one, two = int(call["dim0"]) % rank, int(call["dim1"]) % rank
     return {one: two, two: one}.get(dim, dim)
 
 
@@ -100,7 +101,7 @@ def _squeeze(call: Call) -> int:
     dim, shape = call.own(), call.first.shape
     dims = call.args.get("dim", range(len(shape)))
     dims = dims if isinstance(dims, Sequence) else [dims]
-    gone = {d % len(shape) for d in dims if shape[d] == 1}
+    gone = {int(d) % len(shape) for d in dims if shape[d] == 1}
     return dim - sum(each < dim for each in gone)
 
 

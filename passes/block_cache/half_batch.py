@@ -95,8 +95,8 @@ def _add_graph(program: Program, rw: Rewriter, samples: Samples, which: str) -> 
     end = output_node(module.graph)
     pairs = {node: _twice(rw, node, end) for node in dict.fromkeys(output_args(module.graph))}
     end.args = (tuple(pairs[node] for node in output_args(module.graph)),)
-    equal = tensor_of(end.args[0][0])  # type: ignore[index,arg-type]
-    _return(program, HALF, _number(rw, 0.0, equal.device, end))
+    device = tensor_of(output_args(module.graph)[0]).device
+    _return(program, HALF, _number(rw, 0.0, device, end))
     drop_dead(program, module.graph)
 
 
