@@ -10,18 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from dit_compile.analysis.sizes import Miss
 from dit_compile.ir.program import AHEAD, MAIN, InputKind, OutputKind, Program, output_args
 
 #: A size as it was traced.
 Size = int | torch.SymInt
-
-
-@dataclass(frozen=True)
-class Miss:
-    """A node whose samples cannot be told apart, and why."""
-
-    node: fx.Node
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from dit_compile.ir.program import InputKind, Program
 
 @dataclass(frozen=True)
 class Miss:
-    """A node whose sizes could not be told, and why."""
+    """A node about which an analysis could not tell, and why."""
 
     node: fx.Node
     reason: str
