@@ -22,18 +22,19 @@ class Samples:
     """Where the values of a graph hold the samples of a batch.
 
     Along that dimension the sample is the outermost factor: the first half of it belongs to the
-    first half of the batch. No sample's values depend on another's. A node that is not in ``dims``
-    is the same for all samples, unless it comes after a miss.
+    first half of the batch. No sample's values depend on another's. A node that is in neither
+    ``dims`` nor ``misses`` is the same for all samples.
 
     Attributes:
         batch: how many samples there are.
         dims: the dimension of each node that has one; of several results, the same in each.
-        misses: what is not known to keep samples apart.
+        misses: for each node that may hold a mixture of samples, the operator that is not known to
+            keep them apart.
     """
 
     batch: int
     dims: Mapping[fx.Node, int] = field(default_factory=dict)
-    misses: Sequence[Miss] = ()
+    misses: Mapping[fx.Node, Miss] = field(default_factory=dict)
 
 
 def find_samples(program: Program, batch: int) -> Samples:
@@ -51,13 +52,12 @@ def find_samples(program: Program, batch: int) -> Samples:
         found = _Search(program, batch, made, unknown).run(program.graphs[name].graph)
         if name == MAIN:
             return found
-        missed = {miss.node for miss in found.misses}
         values = output_args(program.graphs[name].graph)
         for output, value in zip(program.outputs[name], values, strict=True):
             if output.kind is OutputKind.DERIVED and value in found.dims:
                 made[output.name] = found.dims[value]
-            elif output.kind is OutputKind.DERIVED and value in missed:
-                unknown[output.name] = next(m for m in found.misses if m.node is value)
+            elif output.kind is OutputKind.DERIVED and value in found.misses:
+                unknown[output.name] = found.misses[value]
     raise AssertionError("a Program has a full step")  # pragma: no cover
 
 
@@ -181,7 +181,7 @@ class _Search:
                 self._enter(node)
             elif node.op == "call_function":
                 self._follow(node)
-        return Samples(self._batch, self._dims, tuple(self._misses.values()))
+        return Samples(self._batch, self._dims, self._misses)
 
     def _enter(self, node: fx.Node) -> None:
         name, shape = str(node.target), _shape(node)

@@ -10,6 +10,7 @@ from torch import fx
 
 import dit_compile.analysis.sample_rules  # noqa: F401  (registers the rules)
 from dit_compile.analysis.samples import Samples, find_samples
+from dit_compile.analysis.sizes import Miss
 from dit_compile.errors import PassError
 from dit_compile.ir.fake import evaluate, tensor_of
 from dit_compile.ir.program import (
@@ -66,8 +67,8 @@ def _can_be_halved(program: Program, rw: Rewriter, samples: Samples) -> bool:
     if random is not None:
         rw.miss(random, "it draws random numbers, others for half a batch than for a whole one")
         return False
-    for miss in samples.misses:
-        rw.miss(miss.node, f"samples are not known to stay apart: {miss.reason}")
+    if samples.misses:
+        _tell(program, rw, next(iter(samples.misses.values())))
         return False
     for output, value in zip(program.outputs[MAIN], output_args(program.main), strict=True):
         whole = output.kind is OutputKind.USER and samples.dims.get(value) == 0
@@ -75,6 +76,14 @@ def _can_be_halved(program: Program, rw: Rewriter, samples: Samples) -> bool:
             rw.miss(value, "it is returned and does not hold a value for each sample")
             return False
     return True
+
+
+def _tell(program: Program, rw: Rewriter, miss: Miss) -> None:
+    """Record where samples are mixed, which may be ahead of the steps."""
+    at = (name for name, module in program.graphs.items() if module.graph is miss.node.graph)
+    rw.graph_name = next(at)
+    rw.miss(miss.node, f"samples are not known to stay apart: {miss.reason}")
+    rw.graph_name = MAIN
 
 
 def _add_graph(program: Program, rw: Rewriter, samples: Samples, which: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import dit_compile as ditc
+from dit_compile.analysis.binding import settle
 from dit_compile.analysis.step_cost import step_cost
 from dit_compile.errors import DitcWarning, PipelineError
 from dit_compile.ir.fingerprint import fingerprint
@@ -22,7 +23,7 @@ from dit_compile.passes.block_cache.skip_guidance import SkipGuidance
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.reference import run_reference
 from tests.analysis.structures import FAMILIES, captured, plain, tokens
-from tests.runtime.loops import TIMES, Inputs, Toy, closing_halves, compiled
+from tests.runtime.loops import TIMES, Inputs, Toy, closing_halves, compiled, label
 
 FULL, LEFT_OUT = frozenset({"guidance"}), frozenset[str]()
 
@@ -37,7 +38,9 @@ def inserted(program: Program, options: str = "conditional=second") -> tuple[Pro
 
 @functools.cache
 def exact(family: str) -> Program:
+    """A family with what is known ahead computed ahead."""
     program = captured(family, 1)[0].copy()
+    settle(program)
     Pipeline.parse("exact").run(program)
     return program
 
@@ -130,6 +133,18 @@ def test_what_cannot_be_halved_is_said(model: nn.Module, batch: int, reason: str
     after, record = inserted(program)
     assert fingerprint(after) == before
     assert reason in record.misses[0].reason
+
+
+def test_samples_that_are_mixed_ahead_of_the_steps_are_found_there() -> None:
+    model = Toy()
+    model.label = nn.Sequential(model.label, Centred())  # type: ignore[assignment]
+    program = plain(model, torch.randn(2, 6, 8), torch.full((2,), 500.0), label(1, batch=2))
+    settle(program)
+    Pipeline.parse("exact").run(program)
+    _, record = inserted(program)
+    (miss,) = record.misses
+    assert miss.graph in ("prologue", "table")
+    assert "works along the samples" in miss.reason
 
 
 def measured(outputs: Tensor) -> float:
