@@ -14,7 +14,10 @@ from dit_compile.report.codec import to_json
 from dit_compile.report.model import Report
 
 #: The script's parts in the order in which they are joined.
-SCRIPTS = ("dom.js", "data.js", "diff.js", "charts.js", "inspector.js", "views.js", "app.js")
+SCRIPTS = (
+    *("dom.js", "data.js", "diff.js", "charts.js", "inspector.js", "views.js", "samples.js"),
+    "app.js",
+)
 #: Characters that could end the element that holds the data, or a line of JavaScript in it.
 _ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
 

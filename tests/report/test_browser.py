@@ -15,7 +15,7 @@ from dit_compile.report.model import Miss, Node
 from dit_compile.report.page import write_page
 from tests.report import browser as browsers
 from tests.report.browser import Browser
-from tests.report.entries import real
+from tests.report.entries import real, sampled
 from tests.report.test_page import HOSTILE
 
 pytestmark = pytest.mark.skipif(
@@ -26,8 +26,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    report = real("fast", affine=(2,))
-    write_page(dataclasses.replace(report, command="ditc explain 'my model'"), path)
+    write_page(dataclasses.replace(sampled(affine=(2,)), command="ditc explain 'my model'"), path)
     return path
 
 
@@ -201,6 +200,32 @@ class TestFrame:
         assert len(browser.texts(".schedule .reused")) == 32 * 3
         label = browser.run("document.querySelector('.schedule').getAttribute('aria-label')")
         assert label.startswith("54 of 150 site evaluations are computed, 96 reused")
+
+    def test_final_samples_by_pass_and_by_block(self, browser: Browser) -> None:
+        cards = dict(zip(browser.texts(".card .muted"), browser.texts(".card .big"), strict=True))
+        assert cards["final samples"] == "35.9 dB"
+        browser.click("#entry-samples")
+        assert browser.text("main h1") == "Final samples"
+        assert browser.text("main p").startswith("2 generations of 50 steps, seeds from 7")
+        rows = browser.texts(".by-block tbody tr")
+        assert rows == [
+            *("blocks.01.20\u00d740.0 dB0.03", "blocks.11.20\u00d741.0 dB0.02"),
+            "blocks.21.20\u00d742.0 dB0.01",
+        ]
+        width = "[...document.querySelectorAll('.by-%s .fill')].map(e => +e.getAttribute('width'))"
+        wide = [browser.run(width % part) for part in ("pass", "block")]
+        assert wide[0][0] == 1, "equal samples have no bar"
+        assert wide[0][1] < wide[0][-1] / 4, "rounding is small where the axis is logarithmic"
+        assert [width / wide[1][0] for width in wide[1]] == pytest.approx([1, 2 / 3, 1 / 3])
+        browser.click(".by-pass .bar:nth-of-type(2) .hit")
+        assert browser.text("main h1").startswith("#4 fuse-adaln")
+        browser.press("j", "j", "j", "j", "j", "j")
+        assert browser.hash() == "#view=samples"
+        browser.run("document.querySelectorAll('.by-block .bar')[1].focus()")
+        browser.press("Enter")
+        assert browser.text("main h1").startswith("#10 insert-block-cache")
+        assert "q=blocks.1" in browser.hash()
+        assert set(browser.texts(".hunk h3")) == {"blocks.1", "blocks.1.attn"}
 
     def test_modules_lead_to_their_changes(self, browser: Browser) -> None:
         browser.press("j", "j")

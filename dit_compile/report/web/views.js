@@ -31,6 +31,7 @@ function overviewView(report, state, actions) {
       card("nodes", `${report.passes[0]?.nodes_before ?? "-"} → ${report.passes.at(-1)?.nodes_after ?? "-"}`),
       card("work of a step", fromTo(first.flops, last.flops, flopText), ratio(first.flops, last.flops)),
       card("moved in a step", fromTo(first.bytes_moved, last.bytes_moved, byteText), ratio(first.bytes_moved, last.bytes_moved)),
+      report.trajectory?.passes.length > 0 && samplesCard(report.trajectory.passes.at(-1)),
       card("compile time", timeText(report.seconds.pipeline), checksText(report.seconds.verify, report.seconds.numerics)),
     ),
     h(
@@ -81,7 +82,7 @@ function passTable(report, actions) {
       h("td.number", {}, delta(before.bytes_moved, after.bytes_moved, byteText)),
       h("td.number", {}, timeText(pass.seconds)),
       h("td.number", {}, pass.verify_seconds ? timeText(pass.verify_seconds) : "·"),
-      h("td.number", {}, errorText(pass) || "·"),
+      h("td.number", {}, errorText(report, position) || "·"),
     );
   });
   return h("div.scroll", {}, h("table.passes", {}, headRow(head), h("tbody", {}, rows)));
@@ -95,8 +96,9 @@ function nodesText(pass) {
   return pass.changed ? `${pass.nodes_before} → ${pass.nodes_after}` : `${pass.nodes_before}`;
 }
 
-function errorText(pass) {
-  if (pass.kind === "APPROX" && pass.changed) return "by schedule";
+function errorText(report, position) {
+  const [pass, share] = [report.passes[position], report.share(position)];
+  if (pass.kind === "APPROX" && pass.changed) return share ? `PSNR ${decibelText(share)}` : "by schedule";
   return pass.error_growth == null ? "" : `${pass.error_growth.toFixed(1)}× noise`;
 }
 
@@ -123,7 +125,7 @@ function passView(report, state, actions) {
       card("work of a step", delta(before.cost.flops, after.cost.flops, flopText)),
       card("moved in a step", delta(before.cost.bytes_moved, after.cost.bytes_moved, byteText)),
       card("time", timeText(pass.seconds), checksText(pass.verify_seconds, pass.numerics_seconds)),
-      card("error", errorText(pass) || "not measured", errorNote(before, after)),
+      card("error", errorText(report, position) || "not measured", errorNote(before, after)),
     ),
     Object.keys(pass.options).length > 0 && h("p.muted", {}, "Options: ", h("code", {}, Object.entries(pass.options).map(([key, value]) => `${key}=${typeof value === "object" ? JSON.stringify(value) : value}`).join("  "))),
     h(
