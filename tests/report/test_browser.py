@@ -99,6 +99,15 @@ class TestChanges:
         browser.press("[")
         assert browser.texts(".hunk h3") == ["blocks.{0\u20131}"]
 
+    def test_site_by_site_of_a_cache(self, browser: Browser) -> None:
+        browser.click("#entry-10")
+        browser.press("]", "]")
+        assert browser.texts(".hunk h3") == ["blocks.1"]
+        assert browser.text(".line.add .code").startswith("%state_blocks_1_attn : f32[2,4,8] state")
+        assert "aten.scaled_dot_product_attention(" in browser.text(".line.del .code")
+        browser.press("[", "[")
+        assert "@reuse, compared with @full" in browser.texts(".hunk header .muted")
+
     def test_any_two_stages(self, browser: Browser) -> None:
         browser.click("#entry-4")
         browser.run(

@@ -179,11 +179,12 @@ function diffView(report, state, actions, position) {
   if (state.step) hunks = hunks.filter((each) => each.rewrites.includes(Number(state.step) - 1));
   const shown = hunks.filter((each) => matches(state, each.path, each.graph, ...each.removed.map(lineOf.before), ...each.added.map(lineOf.after)));
   const folded = foldHunks(shown, lineOf);
+  const recorded = state.step && !hunks.length ? report.passes[position].rewrites?.[Number(state.step) - 1] : null;
   return [
     h(
       "div.toolbar",
       {},
-      h("span.muted", { id: "summary" }, hunks.length ? `${count(shown.length, "change")}, ${folded.length} of them different` : "No change."),
+      h("span.muted", { id: "summary" }, hunks.length ? `${count(shown.length, "change")}, ${folded.length} of them different` : recorded ? "As the pass recorded it." : "No change."),
       h(
         "label",
         {},
@@ -198,9 +199,26 @@ function diffView(report, state, actions, position) {
       ),
       from === plain && rewrites > 0 && stepper(state, rewrites, actions),
     ),
+    recorded && recordedView(recorded),
     folded.map((each) => hunkView(report, from, to, each, actions)),
     hunks.length > 0 && !folded.length && h("p.muted", {}, "Nothing here matches the filter."),
   ];
+}
+
+/** A rewrite whose nodes are in no stage, such as one of a graph that was copied later. */
+function recordedView(rewrite) {
+  const side = (lines, sign, kind) => lines.map((line) => h(`div.line.${kind}`, { role: "listitem" }, h("span.sign", { "aria-hidden": "true" }, sign), h("span.hidden", {}, SIGNS[sign]), h("div.code", {}, line)));
+  return h(
+    "section.hunk",
+    { "aria-label": `Change in ${rewrite.path || "the top of the model"}` },
+    h("header", {}, h("h3", {}, rewrite.path || "(top of the model)")),
+    h(
+      "div.split",
+      {},
+      h("div.side.before", { role: "list", "aria-label": "before" }, side(rewrite.removed, "−", "del")),
+      h("div.side.after", { role: "list", "aria-label": "after" }, side(rewrite.added, "+", "add")),
+    ),
+  );
 }
 
 /** Walks through the rewrites of a pass one by one. */
