@@ -19,7 +19,7 @@ SCRIPTS = (
     "app.js",
 )
 #: Characters that could end the element that holds the data, or a line of JavaScript in it.
-_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+_ESCAPED = "<>&\u2028\u2029"
 
 
 def page(report: Report) -> str:
@@ -42,7 +42,10 @@ def page(report: Report) -> str:
 
 def embedded(report: Report) -> str:
     """The report as JSON that is safe inside of a ``script`` element, whatever it contains."""
-    return to_json(report).translate(_ESCAPES)
+    text = to_json(report)
+    for char in _ESCAPED:
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
 
 
 def write_page(report: Report, path: str | Path) -> None:
