@@ -152,6 +152,10 @@ def _share(
     name: str, outcome: Outcome, base: Outcome, want: torch.Tensor, position: int | None
 ) -> Share:
     got = torch.cat(list(outcome.samples))
-    errors = (psnr(got, want), relative_l2(got, want))
-    finite = (error if math.isfinite(error) else None for error in errors)
-    return Share(name, *finite, base.flops / outcome.flops, position)
+    decibels, error = _finite(psnr(got, want)), _finite(relative_l2(got, want))
+    return Share(name, decibels, error, base.flops / outcome.flops, position)
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None
