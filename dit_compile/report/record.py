@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -34,8 +34,7 @@ from dit_compile.report.model import (
 from dit_compile.report.moves import find_moves
 
 
-@dataclass(frozen=True)
-class _Reading:
+class _Reading(NamedTuple):
     """All of a node that a pass can change; as cheap to take as it is to compare."""
 
     name: str
