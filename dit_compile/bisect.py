@@ -14,7 +14,7 @@ from dit_compile.errors import OptionError
 from dit_compile.ir.program import Program
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, PassRecord, Pipeline, PipelineRun
-from dit_compile.report.codec import to_plain
+from dit_compile.report.codec import plain_fields
 from dit_compile.report.diff import diff_lines
 from dit_compile.report.model import Rewrite
 
@@ -172,10 +172,10 @@ def log_run(run: PipelineRun, path: str) -> None:
     told: dict[str, object] = {
         "names": [item.name for item in run.pipeline],
         "counts": [len(record.rewrites) for record in run.records],
-        "last": None if last is None else to_plain(last),
+        "last": last,
     }
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(told) + "\n")
+        file.write(json.dumps(told, default=plain_fields) + "\n")
 
 
 def _told(ok: bool, log: Path) -> Ran:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -33,7 +33,11 @@ from dit_compile.report.page import write_page
 from dit_compile.report.record import Recorder
 from dit_compile.report.table import print_report
 from dit_compile.report.terminal import terminal
+from dit_compile.report.trajectory import check_belongs
 from dit_compile.versions import check_torch
+
+if TYPE_CHECKING:
+    from dit_compile.calibration.attribution import Attribution
 
 
 @dataclass
@@ -53,8 +57,17 @@ class Explanation:
     pipeline: Pipeline
 
     def print(self, console: Console | None = None, *, diffs: bool = False) -> None:
-        """Write the table, and with ``diffs`` each pass's diff, to the terminal."""
+        """Write the tables, and with ``diffs`` each pass's diff, to the terminal."""
         print_report(self.report, console or terminal(), diffs=diffs)
+
+    def sampled(self, found: Attribution) -> Explanation:
+        """The same with what :func:`ditc.attribute` measured in its report, in all of its forms.
+
+        Raises:
+            OptionError: it was measured with other passes.
+        """
+        check_belongs(found.trajectory, self.report)
+        return replace(self, report=replace(self.report, trajectory=found.trajectory))
 
     def diff(self, name: str | None = None) -> str:
         """The diff of the pass ``name``, or of all passes.

@@ -11,11 +11,15 @@ import torch
 
 from dit_compile.bisect import Culprit, bisect, bisect_command
 from dit_compile.errors import OptionError
-from dit_compile.ir.program import Program
+from dit_compile.ir.origin import origin_of
+from dit_compile.ir.program import MAIN, Program
+from dit_compile.passes.block_cache import insertion
+from dit_compile.passes.block_cache.sites import Kept
 from dit_compile.pipeline.instruments import NumericCheck
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.pipeline.rewriter import Rewriter
-from tests.ir.models import Layer, aten, calls, capture, noise, seeded
+from dit_compile.runtime.reference import run_reference
+from tests.ir.models import Layer, Transformer, aten, calls, capture, noise, seeded
 from tests.pipeline.passes import made_of
 
 
@@ -75,6 +79,35 @@ def test_a_check_of_the_result() -> None:
     found = bisect(program, pipeline, lambda done: not calls(done, aten.tanh.default))
     assert (found.position, found.rewrite, found.rewrites) == (1, 4, 6)
     assert len(calls(program, aten.gelu.default)) == 6
+
+
+def test_one_wrong_site_among_24_right_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache is switched off site by site, though its graphs are made when all sites are known."""
+    program = capture(seeded(lambda: Transformer(25)), noise(2, 4, 8), noise(2, 8))
+    right_one, values = insertion._stored, {"x": noise(2, 4, 8), "c": noise(2, 8)}
+
+    def stored(rw: Rewriter, kept: Kept, dtype: torch.dtype | None) -> torch.fx.Node:
+        node = right_one(rw, kept, dtype)
+        if origin_of(kept.value).path != "blocks.17":
+            return node
+        return rw.call(aten.neg.default, node, before=node.next, replaces=[kept.value])
+
+    monkeypatch.setattr(insertion, "_stored", stored)
+
+    def agrees(done: Program) -> bool:
+        found = run_reference(done, values)
+        reuse = found.get("reuse")
+        return reuse is None or torch.equal(found[MAIN][0], reuse[0])
+
+    pipeline = Pipeline.parse("remove-noops,eliminate-common,insert-block-cache{interval=3}")
+    found = bisect(program, pipeline, agrees)
+    assert (found.name, found.rewrite, found.rewrites) == ("insert-block-cache", 18, 25)
+    assert found.runs <= most(25)
+    lines = found.text().splitlines()
+    assert lines[1] == "#2 insert-block-cache @ blocks.17"
+    assert lines[2].startswith("-  %scaled_dot_product_attention")
+    assert lines[3] == "+  %state_blocks_17_attn : f32[2,4,8] state"
+    assert "aten.neg(" in lines[4]
 
 
 def test_a_pass_without_counted_rewrites() -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import nn
 
 from dit_compile.calibration.runs import Outcome, Runs, Sample
@@ -23,24 +22,9 @@ from dit_compile.optional import require
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.quality.metrics import psnr, relative_l2
+from dit_compile.report.model import Share, Trajectory
 from dit_compile.report.terminal import terminal
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a part of a pipeline does to the final samples.
-
-    Attributes:
-        name: of the pass, or the path of the block.
-        psnr: dB against the uncompiled model; ``inf`` if the samples are equal.
-        rel_l2: relative L2 error against it.
-        flop_ratio: operations of the pipeline without any pass over its own.
-    """
-
-    name: str
-    psnr: float
-    rel_l2: float
-    flop_ratio: float
+from dit_compile.report.trajectory import panels, print_trajectory
 
 
 @dataclass(frozen=True)
@@ -48,54 +32,59 @@ class Attribution:
     """The quality of final samples, by pass and by block.
 
     Attributes:
-        passes: with all passes up to each one, in their order.
-        blocks: with the last approximation in one block alone; empty if it has no parts.
-        approximation: text of that approximation; empty if the pipeline is exact.
+        trajectory: the numbers; :meth:`ditc.Explanation.sampled` puts them into a report.
     """
 
-    passes: Sequence[Share]
-    blocks: Sequence[Share]
-    approximation: str
+    trajectory: Trajectory
+
+    @property
+    def passes(self) -> Sequence[Share]:
+        """With all passes up to each one that changes the model, in their order."""
+        return self.trajectory.passes
+
+    @property
+    def blocks(self) -> Sequence[Share]:
+        """With the last approximation in one block alone; empty if it has no parts."""
+        return self.trajectory.blocks
+
+    @property
+    def approximation(self) -> str:
+        """Text of that approximation; empty if the pipeline is exact."""
+        return self.trajectory.approximation
 
     def print(self, console: Console | None = None) -> None:
         """Write both tables to the terminal."""
-        console = console or terminal()
-        console.print(_table("final samples, with all passes up to", "pass", self.passes))
-        if self.blocks:
-            title = f"final samples, with {self.approximation} in one block alone"
-            console.print(_table(title, "block", self.blocks))
+        print_trajectory(self.trajectory, console or terminal())
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draw the relative error by pass and by block as a PNG.
 
         Raises:
             MissingDependencyError: matplotlib is missing.
+            OptionError: no pass changed the model, so there is nothing to draw.
         """
-        panels = [("up to this pass", self.passes)]
-        if self.blocks:
-            panels.append((f"{self.approximation} in this block alone", self.blocks))
-        rows = max(len(shares) for _, shares in panels)
+        shown = list(panels(self.trajectory))
+        if not shown:
+            raise OptionError("no pass changed the model, so there is nothing to plot")
+        rows = max(len(shares) for _, _, shares in shown)
         figure = require("matplotlib.figure", "bench").Figure(
-            figsize=(6 * len(panels), 1.2 + 0.28 * rows), layout="constrained"
+            figsize=(6 * len(shown), 1.2 + 0.28 * rows), layout="constrained"
         )
-        for axes, (title, shares) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        for axes, (_, first, shares) in zip(
+            figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True
         ):
-            axes.barh([share.name for share in shares], [share.rel_l2 for share in shares])
+            errors = [math.nan if share.rel_l2 is None else share.rel_l2 for share in shares]
+            axes.barh([share.name for share in shares], errors)
             axes.invert_yaxis()
-            axes.set_title(title, fontsize="medium")
+            alone = f"{self.approximation} in this block alone"
+            axes.set_title("up to this pass" if first == "pass" else alone, fontsize="medium")
             axes.set_xlabel("relative L2 error of the final samples")
         figure.savefig(path, dpi=150)
         return Path(path)
 
     def data(self) -> dict[str, Any]:
-        """The numbers as JSON has them; a PSNR without bound is ``None``."""
-        return dataclasses.asdict(
-            self,
-            dict_factory=lambda items: {
-                name: None if value == math.inf else value for name, value in items
-            },
-        )
+        """The numbers as ``report.json`` has them."""
+        return dataclasses.asdict(self.trajectory)
 
 
 def attribute(
@@ -139,9 +128,9 @@ def attribute(
         fitted = run.fit(Pipeline.parse(passes)).passes
         base = run.outcome(Pipeline(()), timed=False)
 
-        def share(name: str, *items: Pass) -> Share:
+        def share(name: str, *items: Pass, position: int | None = None) -> Share:
             outcome = run.outcome(Pipeline(items), timed=False)
-            return _share(name, outcome, base, want)
+            return _share(name, outcome, base, want, position)
 
         by_pass: list[Share] = []
         parts: dict[str, tuple[Pass, ...]] = {}
@@ -152,23 +141,21 @@ def attribute(
             before = fingerprint(program)
             Pipeline((item,)).run(program)
             if fingerprint(program) != before:
-                by_pass.append(share(item.name, *fitted[: end + 1]))
+                by_pass.append(share(item.name, *fitted[: end + 1], position=end))
         by_block = [share(path, *items) for path, items in parts.items()]
     approximations = [str(item) for item in fitted if item.kind is Kind.APPROX]
-    return Attribution(by_pass, by_block, approximations[-1] if approximations else "")
+    last = approximations[-1] if approximations else ""
+    return Attribution(Trajectory(by_pass, by_block, last, samples, run.steps, seed))
 
 
-def _share(name: str, outcome: Outcome, base: Outcome, want: torch.Tensor) -> Share:
+def _share(
+    name: str, outcome: Outcome, base: Outcome, want: torch.Tensor, position: int | None
+) -> Share:
     got = torch.cat(list(outcome.samples))
-    return Share(name, psnr(got, want), relative_l2(got, want), base.flops / outcome.flops)
+    decibels, error = _finite(psnr(got, want)), _finite(relative_l2(got, want))
+    return Share(name, decibels, error, base.flops / outcome.flops, position)
 
 
-def _table(title: str, first: str, shares: Sequence[Share]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    table.add_column(first)
-    for name in ("FLOP ratio", "PSNR", "rel. L2"):
-        table.add_column(name, justify="right")
-    for share in shares:
-        decibels = "-" if math.isinf(share.psnr) else f"{share.psnr:.1f} dB"
-        table.add_row(share.name, f"{share.flop_ratio:.2f}x", decibels, f"{share.rel_l2:.2g}")
-    return table
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None

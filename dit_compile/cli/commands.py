@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 
 def explain(args: argparse.Namespace) -> None:
     """``ditc explain``: the pass table, and on request analysis, diffs, JSON, Markdown or HTML."""
-    if args.trajectory is not None and (args.json or args.markdown):
-        raise OptionError("--trajectory prints tables; for data call ditc.attribute in Python")
+    if args.plot and args.trajectory is None:
+        raise OptionError("--plot draws what --trajectory measures; give both")
+    if args.trajectory == "" and is_report(args.target):
+        raise OptionError("a report cannot be sampled; name its sampler behind --trajectory")
     report = _report(args.target) if is_report(args.target) else _explained(args).report
+    if args.trajectory is not None:
+        report = _sampled(report, args)
     if args.html:
         from dit_compile.report.page import write_page
 
@@ -50,22 +55,22 @@ def explain(args: argparse.Namespace) -> None:
 
         print_analysis(report.analysis, terminal())
     print_report(report, terminal(), diffs=args.diff)
-    if args.trajectory is not None:
-        _trajectory(args)
 
 
-def _trajectory(args: argparse.Namespace) -> None:
-    """Sample with ever more of the pipeline, and print what it costs."""
+def _sampled(report: Report, args: argparse.Namespace) -> Report:
+    """The report with what its passes cost of final samples; draws that where it is asked to."""
     from dit_compile.calibration.attribution import attribute
     from dit_compile.cli.target import load_sampler
+    from dit_compile.report.trajectory import check_belongs
 
     with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is not our data
         sample, model = load_sampler(args.trajectory or args.target)
-        found = attribute(sample, model, passes=args.passes)
-    console = terminal()
-    found.print(console)
+        options = {"bindings": parse_bindings(args.bind)} if args.bind else None
+        found = attribute(sample, model, passes=report.pipeline, options=options)
+    check_belongs(found.trajectory, report)
     if args.plot:
-        console.print(f"plot: {found.plot(args.plot)}", soft_wrap=True)
+        terminal(stderr=True).print(f"plot: {found.plot(args.plot)}", soft_wrap=True)
+    return dataclasses.replace(report, trajectory=found.trajectory)
 
 
 def diff(args: argparse.Namespace) -> None:

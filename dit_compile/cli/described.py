@@ -30,8 +30,8 @@ def explain(args: argparse.Namespace) -> None:
         BundleError: it is damaged.
         OptionError: what was asked for is of a model's passes.
     """
-    for name in ("analysis", "diff", "markdown", "html", "graph", "bind"):
-        if getattr(args, name):
+    for name in ("analysis", "diff", "markdown", "html", "graph", "bind", "trajectory", "plot"):
+        if getattr(args, name) not in (None, False, []):
             raise OptionError(f"--{name} is of a model; a bundle takes --json alone")
     manifest = read_manifest(Path(args.target))
     check_files(Path(args.target), manifest)

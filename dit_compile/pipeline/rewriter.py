@@ -96,6 +96,15 @@ class Rewriter:
 
     # -- editing ---------------------------------------------------------------------------------
 
+    @property
+    def left(self) -> int | None:
+        """Rewrites that may still be begun, ``None`` for any number.
+
+        A pass whose rewrites are worth nothing without what comes after them begins just so many,
+        and then does what comes after them, so that bisection can switch each one off.
+        """
+        return None if self.limit is None else max(0, self.limit - len(self.rewrites))
+
     def begin(self, anchor: fx.Node) -> None:
         """Start one rewrite at ``anchor``; everything until the next ``begin`` belongs to it.
 
@@ -166,6 +175,11 @@ class Rewriter:
             self.graph.erase_node(dead)
             pending |= dict.fromkeys(producers)
         self._current().removed.extend(reversed(removed))
+
+    def show(self, removed: fx.Node, *added: str) -> None:
+        """Let the diff say what stands for ``removed`` in graphs that are still to be made."""
+        self._current().removed.append(self._text(removed))
+        self._current().added.extend(added)
 
     def derive(self, target: Callable[..., Any], *args: Any, path: str, before: fx.Node) -> fx.Node:
         """A value computed from weights alone, ahead of the loop.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch._logging._internal import trace_structured
@@ -13,7 +14,9 @@ from dit_compile.pipeline.pipeline import PassRecord
 from dit_compile.report.diff import diff_lines
 from dit_compile.report.model import Rewrite
 
-#: Shown by ``TORCH_LOGS="dit_compile"``, with diffs by ``TORCH_LOGS="+dit_compile"``.
+#: Shown by ``TORCH_LOGS="dit_compile"``, with diffs by ``TORCH_LOGS="+dit_compile"``. No shorter
+#: name can be registered: torch reads the setting while it is imported, and refuses what is then
+#: neither a log of its own nor a module that can be found.
 log = logging.getLogger("dit_compile.passes")
 
 
@@ -30,7 +33,7 @@ class Trace:
     def start(self, program: Program) -> None:
         """Write the captured Program."""
         self._position = -1
-        _artifact("ditc_captured", program, [])
+        _artifact("ditc_captured", lambda: print_program(program))
 
     def after(self, record: PassRecord, program: Program) -> None:
         """Write what a pass did, and what it left."""
@@ -48,17 +51,17 @@ class Trace:
             log.debug("near miss at %%%s (%s): %s", miss.node, miss.path, miss.reason)
         if not record.changed:
             return
-        lines = _diff(self._position, record) if log.isEnabledFor(logging.DEBUG) else []
+        title = f"#{self._position} {record.item.name}"
+        lines = _diff(title, record) if log.isEnabledFor(logging.DEBUG) else []
         for line in lines:
             log.debug("%s", line)
-        _artifact(f"ditc_{self._position}_{record.item.name}", program, [record])
+        _artifact(
+            f"ditc_{self._position}_{record.item.name}",
+            lambda: "\n".join([*_diff(title, record), "", print_program(program)]),
+        )
 
 
-def _artifact(name: str, program: Program, records: list[PassRecord]) -> None:
-    def payload() -> str:
-        diff = [line for record in records for line in _diff(0, record)]
-        return "\n".join([*diff, "", print_program(program)] if diff else [print_program(program)])
-
+def _artifact(name: str, payload: Callable[[], str]) -> None:
     trace_structured(
         "artifact",
         metadata_fn=lambda: {"name": name, "encoding": "string"},
@@ -67,6 +70,6 @@ def _artifact(name: str, program: Program, records: list[PassRecord]) -> None:
     )
 
 
-def _diff(position: int, record: PassRecord) -> list[str]:
+def _diff(title: str, record: PassRecord) -> list[str]:
     rewrites = [Rewrite(r.graph, r.path, r.removed, r.added, r.source) for r in record.rewrites]
-    return diff_lines(f"#{position} {record.item.name}", rewrites)
+    return diff_lines(title, rewrites)

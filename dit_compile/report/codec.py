@@ -21,29 +21,26 @@ from dit_compile.report.model import VERSION, Report
 T = TypeVar("T")
 
 
-def to_plain(value: Any) -> Any:
-    """A dataclass as dictionaries and lists, without fields that hold their default."""
-    if dataclasses.is_dataclass(value):
-        return {
-            name: to_plain(item)
-            for name, default in _defaults(value.__class__)
-            if (item := getattr(value, name)) != default or default is dataclasses.MISSING
-        }
+def plain_fields(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON has it, without fields that hold their default; for ``json.dumps``."""
     if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    return value
+        return dict(value)
+    return {
+        name: item
+        for name, default in _defaults(value.__class__)
+        if (item := getattr(value, name)) != default or default is dataclasses.MISSING
+    }
 
 
 def to_json(report: Report, *, indent: int | None = None) -> str:
     """The text of ``report.json``."""
     separators = (",", ":") if indent is None else None
     return json.dumps(
-        {"version": VERSION, **to_plain(report)},
+        {"version": VERSION, **plain_fields(report)},
         indent=indent,
         separators=separators,
         allow_nan=False,
+        default=plain_fields,
     )
 
 

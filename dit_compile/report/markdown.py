@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from dit_compile.report.diff import diff_lines
-from dit_compile.report.model import Report
+from dit_compile.report.model import Report, Share
 from dit_compile.report.table import COLUMNS, header, row
+from dit_compile.report.trajectory import COLUMNS as SHARE_COLUMNS
+from dit_compile.report.trajectory import panels, share_row
 
 #: GitHub cuts a comment off at 65,536 characters.
 LIMIT = 60_000
@@ -14,7 +17,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
 
 def markdown(report: Report, *, limit: int = LIMIT) -> str:
-    """A table of passes, and below it the folded diff of each one.
+    """A table of passes, and below it folded what samples tell and the diff of each pass.
 
     Args:
         report: the run.
@@ -27,6 +30,8 @@ def markdown(report: Report, *, limit: int = LIMIT) -> str:
         cells[1] = f"**{cells[1]}**" if entry.changed else cells[1]
         lines.append(_cells(cells))
     text = "\n".join(lines) + "\n"
+    for title, first, shares in panels(report.trajectory):
+        text += _details(title, "\n".join(_share_table(first, shares)))
     left_out = []
     for position, entry in enumerate(report.passes):
         diff = diff_lines("@@", entry.rewrites)
@@ -57,7 +62,15 @@ def _folded(title: str, diff: list[str]) -> str:
     longest = max((len(run) for line in diff for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
     body = "\n".join(diff)
-    return (
-        f"\n<details><summary>{_escaped(title)}</summary>\n\n{fence}diff\n{body}\n{fence}\n\n"
-        "</details>\n"
-    )
+    return _details(title, f"{fence}diff\n{body}\n{fence}")
+
+
+def _share_table(first: str, shares: list[Share]) -> Iterator[str]:
+    yield _cells((first, *SHARE_COLUMNS))
+    yield _cells(["---", *["---:"] * len(SHARE_COLUMNS)])
+    for share in shares:
+        yield _cells([_escaped(cell) for cell in share_row(share)])
+
+
+def _details(title: str, inside: str) -> str:
+    return f"\n<details><summary>{_escaped(title)}</summary>\n\n{inside}\n\n</details>\n"

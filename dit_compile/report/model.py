@@ -264,6 +264,46 @@ class CacheSchedule:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a part of a pipeline does to the samples that whole generations end with.
+
+    Attributes:
+        name: of the pass, or the path of the block.
+        psnr: dB against the uncompiled model, ``None`` if nothing bounds it: samples are equal.
+        rel_l2: relative L2 error against it, ``None`` if it is no finite number.
+        flop_ratio: operations of the model without any pass over those with this part.
+        position: of the pass in the pipeline, ``None`` for a block.
+    """
+
+    name: str
+    psnr: float | None
+    rel_l2: float | None
+    flop_ratio: float
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the pipeline costs of the final samples, by pass and by block.
+
+    Attributes:
+        passes: with all passes up to each one that changes the model, in their order.
+        blocks: with the last approximation in one block alone; empty if it has no parts.
+        approximation: text of that approximation; empty if the pipeline is exact.
+        generations: generations that each number was taken on.
+        steps: denoising steps of the longest of them.
+        seed: of the first; the others follow it.
+    """
+
+    passes: list[Share]
+    blocks: list[Share]
+    approximation: str
+    generations: int
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Seconds:
     """Where the time of a run went; ``pipeline`` includes ``verify``, ``numerics``, ``report``."""
 
@@ -288,6 +328,7 @@ class Report:
         stages: the Program at each stage, the captured one first.
         passes: what each pass did.
         schedule: which graph serves which step, ``None`` without a cache.
+        trajectory: what the passes cost of the final samples, ``None`` if it was not measured.
         annotations: what passes wrote about sites.
         plan: decisions taken from a plan file, ``None`` if none was given.
         analysis: what was found in the captured model.
@@ -303,6 +344,7 @@ class Report:
     stages: list[Stage]
     passes: list[PassEntry]
     schedule: CacheSchedule | None = None
+    trajectory: Trajectory | None = None
     annotations: dict[str, dict[str, Any]] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
     analysis: Mapping[str, Any] = field(default_factory=dict)
@@ -316,6 +358,11 @@ class Report:
     def after(self, position: int) -> Stage:
         """The stage that the pass at ``position`` left."""
         return self.stages[self.passes[position].stage]
+
+    def share(self, position: int) -> Share | None:
+        """What the final samples cost with all passes up to the one at ``position``, if known."""
+        shares = self.trajectory.passes if self.trajectory else ()
+        return next((share for share in shares if share.position == position), None)
 
     def nodes_of(self, graph: Graph) -> list[Node]:
         """The nodes of a graph in order."""

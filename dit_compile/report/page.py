@@ -14,9 +14,12 @@ from dit_compile.report.codec import to_json
 from dit_compile.report.model import Report
 
 #: The script's parts in the order in which they are joined.
-SCRIPTS = ("dom.js", "data.js", "diff.js", "charts.js", "inspector.js", "views.js", "app.js")
+SCRIPTS = (
+    *("dom.js", "data.js", "diff.js", "charts.js", "inspector.js", "views.js", "samples.js"),
+    "app.js",
+)
 #: Characters that could end the element that holds the data, or a line of JavaScript in it.
-_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+_ESCAPED = "<>&\u2028\u2029"
 
 
 def page(report: Report) -> str:
@@ -39,7 +42,10 @@ def page(report: Report) -> str:
 
 def embedded(report: Report) -> str:
     """The report as JSON that is safe inside of a ``script`` element, whatever it contains."""
-    return to_json(report).translate(_ESCAPES)
+    text = to_json(report)
+    for char in _ESCAPED:
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
 
 
 def write_page(report: Report, path: str | Path) -> None:

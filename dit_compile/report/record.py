@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -17,7 +17,7 @@ from dit_compile.analysis.step_cost import StepCost, average
 from dit_compile.ir.fake import describe
 from dit_compile.ir.origin import origin_of
 from dit_compile.ir.printer import is_unpacked, literal, results_text, target_name, unpacked
-from dit_compile.ir.program import AHEAD, InputKind, Program, output_args
+from dit_compile.ir.program import AHEAD, Input, InputKind, Program, output_args
 from dit_compile.pipeline.pipeline import PassRecord
 from dit_compile.report.identity import Identities
 from dit_compile.report.model import (
@@ -34,8 +34,7 @@ from dit_compile.report.model import (
 from dit_compile.report.moves import find_moves
 
 
-@dataclass(frozen=True)
-class _Reading:
+class _Reading(NamedTuple):
     """All of a node that a pass can change; as cheap to take as it is to compare."""
 
     name: str
@@ -43,6 +42,7 @@ class _Reading:
     kwargs: Any
     value: Any
     picked: list[fx.Node | None] | None
+    spec: Input | None
 
     def same(self, other: _Reading) -> bool:
         """Whether the node reads as it did: values are replaced, never written to."""
@@ -52,6 +52,7 @@ class _Reading:
             and self.args == other.args
             and self.kwargs == other.kwargs
             and self.picked == other.picked
+            and self.spec == other.spec
         )
 
 
@@ -121,29 +122,28 @@ class Recorder:
 
     def _index(self, node: fx.Node, program: Program, weights: frozenset[fx.Node]) -> int:
         """Where the form that ``node`` has now is kept; most nodes keep the one they had."""
-        picked = unpacked(node)
-        reading = _Reading(node.name, node.args, node.kwargs, node.meta.get("val"), picked)
+        spec = program.inputs.get(str(node.target)) if node.op == "placeholder" else None
+        value, picked = node.meta.get("val"), unpacked(node)
+        reading = _Reading(node.name, node.args, node.kwargs, value, picked, spec)
         known, index = self._last.get(node, (None, -1))
-        if known is not None and node.op != "placeholder" and known.same(reading):
+        if known is not None and known.same(reading):
             return index
-        form = self._form(node, program, picked)
-        if index < 0 or form != dataclasses.replace(self.nodes[index], flops=0, bytes=0):
-            cost = self._shared.of(node, weights)
+        cost = self._shared.of(node, weights)
+        form = self._form(node, reading, cost)
+        if index < 0 or form != self.nodes[index]:
             index = len(self.nodes)
-            self.nodes.append(dataclasses.replace(form, flops=cost.flops, bytes=cost.bytes_moved))
+            self.nodes.append(form)
             self._costs[index] = cost
         self._last[node] = reading, index
         return index
 
-    def _form(self, node: fx.Node, program: Program, picked: list[fx.Node | None] | None) -> Node:
-        origin = origin_of(node)
+    def _form(self, node: fx.Node, reading: _Reading, cost: CostValue) -> Node:
+        origin, spec, picked = origin_of(node), reading.spec, reading.picked
         number, copy_of = self._known[node], self._known.copy_of(node)
-        value: Any = node.meta.get("val")
+        value: Any = reading.value
         if node.op == "placeholder":
-            spec = program.inputs.get(str(node.target))
-            role = _role(program, node)
             path = spec.path if spec else origin.path
-            return Node(number, node.name, "input", describe(value), role=role, path=path)
+            return Node(number, node.name, "input", describe(value), role=_role(spec), path=path)
         one = picked is None
         return Node(
             number,
@@ -157,6 +157,8 @@ class Recorder:
             path=origin.path,
             source=origin.source,
             copy_of=copy_of,
+            flops=cost.flops,
+            bytes=cost.bytes_moved,
         )
 
     def _result(self, user: fx.Node | None) -> Result | None:
@@ -199,8 +201,7 @@ def _total(costs: list[CostValue]) -> CostValue:
     return CostValue(*(add(each.name) for each in dataclasses.fields(CostValue)))
 
 
-def _role(program: Program, node: fx.Node) -> str:
-    spec = program.inputs.get(str(node.target))
+def _role(spec: Input | None) -> str:
     if spec is None:
         return "latent"
     return str(spec.binding) if spec.kind is InputKind.USER else spec.kind.value

@@ -11,6 +11,7 @@ from rich.text import Text
 from dit_compile.pipeline.base import Kind
 from dit_compile.report.diff import pass_diff
 from dit_compile.report.model import PassEntry, Report
+from dit_compile.report.trajectory import decibels, print_trajectory
 
 #: What the columns of the table are called.
 COLUMNS = ("#", "pass", "kind", "nodes", "hit/miss", "cost", "error", "notes")
@@ -18,9 +19,10 @@ _SHOWN_MISSES = 3
 
 
 def print_report(report: Report, console: Console, *, diffs: bool = False) -> None:
-    """Write the table, and with ``diffs`` each pass's diff."""
+    """Write the tables, and with ``diffs`` each pass's diff."""
     console.print(header(report), highlight=False, markup=False)
     console.print(pass_table(report))
+    print_trajectory(report.trajectory, console)
     if diffs:
         console.print(pass_diff(report), highlight=False, markup=False, soft_wrap=True)
 
@@ -68,7 +70,7 @@ def row(report: Report, position: int) -> tuple[str, ...]:
         nodes_cell(entry),
         f"{len(entry.rewrites)}/{len(entry.misses)}",
         cost_cell(report, position),
-        error_cell(entry),
+        error_cell(report, position),
         notes_cell(entry),
     )
 
@@ -91,10 +93,11 @@ def cost_cell(report: Report, position: int) -> str:
     return f"{moved / 1e6:+.1f} MB moved" if abs(moved) >= 5e4 else "-"
 
 
-def error_cell(entry: PassEntry) -> str:
-    """Error against float64 in units of the error before the pass."""
+def error_cell(report: Report, position: int) -> str:
+    """Error against float64 in units of the error before; of an approximation what samples tell."""
+    entry, share = report.passes[position], report.share(position)
     if entry.kind == Kind.APPROX.value and entry.changed:
-        return "by schedule"
+        return "by schedule" if share is None else f"PSNR {decibels(share)}"
     return "-" if entry.error_growth is None else f"{entry.error_growth:.1f}x noise"
 
 

@@ -15,7 +15,13 @@ from dit_compile.errors import PipelineError, suggest
 from dit_compile.ir.program import MAIN, Program
 from dit_compile.ir.schedule import Row, Schedule
 from dit_compile.passes.block_cache.half_batch import HALF, add_half
-from dit_compile.passes.block_cache.insertion import State, add_variant, return_states, store
+from dit_compile.passes.block_cache.insertion import (
+    State,
+    add_variant,
+    return_states,
+    states_of,
+    store,
+)
 from dit_compile.passes.block_cache.interval import Interval
 from dit_compile.passes.block_cache.policies import POLICIES
 from dit_compile.passes.block_cache.policy import CachePolicy
@@ -133,7 +139,7 @@ class InsertBlockCache(Pass):
             self._leave_out_half(program, rw)
             return
         found = Candidates(program)
-        sites, rows = self._decide(found, rw)
+        sites, rows = _first(rw.left, *self._decide(found, rw))
         if not (rows or self.policy.records):
             return
         groups = tuple(dict.fromkeys(site.group for site in sites))
@@ -165,7 +171,7 @@ class InsertBlockCache(Pass):
             rw.note(f"{len(variants)} variants, {self.policy.describe()}")
 
     def _decide(self, found: Candidates, rw: Rewriter) -> tuple[Sequence[Site], Sequence[Row]]:
-        """The sites to keep, and the rows that reuse some; none of these to leave all as it is."""
+        """The sites that may be kept, and the policy's rows of their groups."""
         sites = self.policy.sites(found) if found.stacks else []
         if not sites:
             rw.note("no repeated blocks with residual branches were found, so nothing is cached")
@@ -206,6 +212,17 @@ def _lies_in(site: Site, path: str) -> bool:
     return f"{site.path}.".startswith(f"{path}.") and ".." not in site.path
 
 
+def _first(
+    count: int | None, sites: Sequence[Site], rows: Sequence[Row]
+) -> tuple[Sequence[Site], Sequence[Row]]:
+    """The first ``count`` sites, and the rows that still reuse some; ``None`` for all."""
+    known = list(dict.fromkeys(site.group for site in sites))
+    kept = sites[:count]
+    columns = [known.index(group) for group in dict.fromkeys(site.group for site in kept)]
+    left = dict.fromkeys(tuple(row[i] for i in columns) for row in rows)
+    return kept, [row for row in left if not all(row)]
+
+
 def _add_variants(
     program: Program,
     source: str,
@@ -243,7 +260,7 @@ def _add_probed(
 ) -> tuple[tuple[Row, str], ...]:
     """Split each step at the probe; the variants are of what comes after it."""
     site = Site("probe", "probe", (probe.measured,), frozenset())
-    measured = store(rw, [site])
+    measured = states_of(rw, site)
     return_states(program, MAIN, measured)
     carried = split(program, probe, measured[0])
     held = () if probe.always else ("probe",)

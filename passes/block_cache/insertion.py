@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from dit_compile import ops
-from dit_compile.ir.fake import evaluate, tensor_of
+from dit_compile.ir.fake import describe, evaluate, tensor_of
 from dit_compile.ir.origin import Origin, identifier, origin_of
 from dit_compile.ir.printer import target_name
 from dit_compile.ir.program import (
@@ -60,17 +60,29 @@ def store(
 
     Args:
         rw: the rewriter; each site is one rewrite.
-        sites: the sites.
+        sites: the sites, no more than the rewriter has left.
         depth: computed values of a site that are kept.
         dtype: what states are kept in; ``None`` for their own dtype.
     """
     states = []
     for site in sites:
         rw.begin(site.kept[0].value)
-        for number, kept in enumerate(site.kept):
-            path = f"{site.path}.{number}" if number else site.path
-            names = tuple(_declare(rw.program, path, age) for age in range(depth))
-            states.append(State(kept, site.group, names, _stored(rw, kept, dtype)))
+        for state in states_of(rw, site, depth=depth, dtype=dtype):
+            kind = describe(state.stored.meta["val"])
+            rw.show(state.kept.value, *(f"%{name} : {kind} state" for name in state.names))
+            states.append(state)
+    return states
+
+
+def states_of(
+    rw: Rewriter, site: Site, *, depth: int = 1, dtype: torch.dtype | None = None
+) -> list[State]:
+    """The states of one site, declared and computed in the rewriter's current graph."""
+    states = []
+    for number, kept in enumerate(site.kept):
+        path = f"{site.path}.{number}" if number else site.path
+        names = tuple(_declare(rw.program, path, age) for age in range(depth))
+        states.append(State(kept, site.group, names, _stored(rw, kept, dtype)))
     return states
 
 

@@ -65,6 +65,23 @@ number = 7
 """
 
 
+SAMPLED = """
+import torch
+from tests.calibration.test_calibrate import sampler as loop
+from tests.runtime.loops import Toy, label
+
+toy = Toy()
+
+
+def make():
+    return toy, (torch.ones(1, 6, 8), torch.ones(1), label(1)), {}
+
+
+def sampler():
+    return loop(toy), toy
+"""
+
+
 class Result(NamedTuple):
     """What one command left behind."""
 
@@ -77,6 +94,13 @@ class Result(NamedTuple):
 def model_file(tmp_path: Path) -> str:
     path = tmp_path / "model_of_a_user.py"
     path.write_text(MODEL)
+    return str(path)
+
+
+@pytest.fixture
+def sampled_file(tmp_path: Path) -> str:
+    path = tmp_path / "sampled.py"
+    path.write_text(SAMPLED)
     return str(path)
 
 

@@ -74,6 +74,31 @@ class TestExplain:
         assert "fuse-adaln" in ditc("explain", str(path)).out
         assert ditc("explain", str(path), "--json").out == path.read_text()
 
+    def test_what_it_costs_in_the_end(self, ditc: Run, sampled_file: str, tmp_path: Path) -> None:
+        text, page, plot = (
+            "eliminate-common,insert-block-cache{interval=2}",
+            *(tmp_path / name for name in ("x.html", "x.png")),
+        )
+        done = ditc(
+            *("explain", f"{sampled_file}:make", "--passes", text, "--html", str(page), "--json"),
+            *("--trajectory", f"{sampled_file}:sampler", "--plot", str(plot)),
+        )
+        found = from_json(done.out).trajectory
+        assert found is not None
+        assert [(s.name, s.position) for s in found.passes] == [
+            *(("eliminate-common", 0), ("insert-block-cache", 1))
+        ]
+        assert [share.name for share in found.blocks] == ["blocks.0", "blocks.1", "blocks.2"]
+        assert '"trajectory":{"passes":[' in page.read_text(encoding="utf-8")
+        assert plot.read_bytes().startswith(b"\x89PNG")
+        assert f"plot: {plot}" in done.err
+        path = tmp_path / "run.json"
+        path.write_text(done.out)
+        assert "final samples after 1 x 8 steps" in ditc("explain", str(path)).out
+        path.write_text(ditc("explain", f"{sampled_file}:make", "--passes", text, "--json").out)
+        later = ditc("explain", str(path), "--json", "--trajectory", f"{sampled_file}:sampler")
+        assert from_json(later.out).trajectory == found
+
     def test_json_is_the_same_twice(self, ditc: Run, model_file: str) -> None:
         def run() -> Any:
             data = json.loads(ditc("explain", f"{model_file}:make", "--json").out)
@@ -304,6 +329,8 @@ class TestErrors:
                 ("explain", "{}:make", "--bind", "c=never"),
                 "bindings: 'c' cannot be 'never'; choose",
             ),
+            (("explain", "{}:make", "--plot", "x.png"), "--plot draws what --trajectory measures"),
+            (("explain", "x.json", "--trajectory"), "a report cannot be sampled; name its sampler"),
             (("explain", "{}:dropping"), "the model draws random numbers (%"),
             (
                 ("diff", "{}:make", "--pass", "fuse-qvk"),

@@ -62,6 +62,7 @@ def test_what_is_of_models(ditc: Run, toy: Path) -> None:
     done = ditc("explain", str(toy), "--html", "x.html")
     assert done.code == 1
     assert "--html is of a model" in done.err
+    assert "--trajectory is of a model" in ditc("explain", str(toy), "--trajectory").err
     assert not Path("x.html").exists()
 
 

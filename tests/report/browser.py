@@ -16,6 +16,11 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE = 30.0
+#: What the browser calls keys that are no letters.
+CODES = {
+    **{"Enter": 13, "Escape": 27, "Tab": 9, "Home": 36},
+    **{"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40},
+}
 #: Becomes the browser, which reads commands from descriptor 3 and answers on 4.
 START = """
 import fcntl, os, sys
@@ -146,11 +151,17 @@ class Browser:
     def press(self, *keys: str) -> None:
         """Press keys one after another."""
         for key in keys:
-            code = {"Enter": 13, "Escape": 27, "Tab": 9}.get(key, 0)
+            code = CODES.get(key, 0)
             text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
             event = {"key": key, "windowsVirtualKeyCode": code}
             self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **event)
             self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def enter(self, selector: str) -> None:
+        """Press Enter on an element, as one who has no mouse would."""
+        self.run(f"document.querySelector({json.dumps(selector)}).focus()")
+        assert self.run(f"document.activeElement.matches({json.dumps(selector)})"), selector
+        self.press("Enter")
 
     def hash(self) -> str:
         return str(self.run("location.hash"))

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from dit_compile.bench.cases import find_case
-from dit_compile.explanation import explain
-from dit_compile.report.model import Miss, Node
+from dit_compile.report.model import Graph, Miss, Node, Share, Trajectory
 from dit_compile.report.page import write_page
 from tests.report import browser as browsers
 from tests.report.browser import Browser
-from tests.report.entries import real
+from tests.report.entries import real, sampled
 from tests.report.test_page import HOSTILE
 
 pytestmark = pytest.mark.skipif(
@@ -26,8 +23,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    report = real("fast", affine=(2,))
-    write_page(dataclasses.replace(report, command="ditc explain 'my model'"), path)
+    write_page(dataclasses.replace(sampled(affine=(2,)), command="ditc explain 'my model'"), path)
     return path
 
 
@@ -99,6 +95,15 @@ class TestChanges:
         assert browser.texts(".hunk h3") == ["blocks.0"]
         browser.press("[")
         assert browser.texts(".hunk h3") == ["blocks.{0\u20131}"]
+
+    def test_site_by_site_of_a_cache(self, browser: Browser) -> None:
+        browser.click("#entry-10")
+        browser.press("]", "]")
+        assert browser.texts(".hunk h3") == ["blocks.1"]
+        assert browser.text(".line.add .code").startswith("%state_blocks_1_attn : f32[2,4,8] state")
+        assert "aten.scaled_dot_product_attention(" in browser.text(".line.del .code")
+        browser.press("[", "[")
+        assert "@reuse, compared with @full" in browser.texts(".hunk header .muted")
 
     def test_any_two_stages(self, browser: Browser) -> None:
         browser.click("#entry-4")
@@ -202,6 +207,32 @@ class TestFrame:
         label = browser.run("document.querySelector('.schedule').getAttribute('aria-label')")
         assert label.startswith("54 of 150 site evaluations are computed, 96 reused")
 
+    def test_final_samples_by_pass_and_by_block(self, browser: Browser) -> None:
+        cards = dict(zip(browser.texts(".card .muted"), browser.texts(".card .big"), strict=True))
+        assert cards["final samples"] == "35.9 dB"
+        browser.click("#entry-samples")
+        assert browser.text("main h1") == "Final samples"
+        assert browser.text("main p").startswith("2 generations of 50 steps, seeds from 7")
+        rows = browser.texts(".by-block tbody tr")
+        assert rows == [
+            *("blocks.01.20\u00d740.0 dB0.03", "blocks.11.20\u00d741.0 dB0.02"),
+            "blocks.21.20\u00d742.0 dB0.01",
+        ]
+        width = "[...document.querySelectorAll('.by-%s .fill')].map(e => +e.getAttribute('width'))"
+        wide = [browser.run(width % part) for part in ("pass", "block")]
+        assert wide[0][0] == 1, "equal samples have no bar"
+        assert wide[0][1] < wide[0][-1] / 4, "rounding is small where the axis is logarithmic"
+        assert [width / wide[1][0] for width in wide[1]] == pytest.approx([1, 2 / 3, 1 / 3])
+        browser.click(".by-pass .bar:nth-of-type(2) .hit")
+        assert browser.text("main h1").startswith("#4 fuse-adaln")
+        browser.press("j", "j", "j", "j", "j", "j")
+        assert browser.hash() == "#view=samples"
+        browser.run("document.querySelectorAll('.by-block .bar')[1].focus()")
+        browser.press("Enter")
+        assert browser.text("main h1").startswith("#10 insert-block-cache")
+        assert "q=blocks.1" in browser.hash()
+        assert set(browser.texts(".hunk h3")) == {"blocks.1", "blocks.1.attn"}
+
     def test_modules_lead_to_their_changes(self, browser: Browser) -> None:
         browser.press("j", "j")
         browser.click(".modules button")
@@ -254,6 +285,46 @@ class TestFrame:
         assert wide <= 700
 
 
+def test_renamed_nodes_are_no_change(shared: Browser, tmp_path: Path) -> None:
+    """A pass that calls every value something else has nothing to show."""
+    report = real("fuse-adaln")
+    (entry,), last, nodes = report.passes, report.stages[-1], list(report.nodes)
+
+    def renamed(index: int) -> int:
+        node = nodes[index]
+        results = node.results and [
+            each and dataclasses.replace(each, name=f"other_{each.id}") for each in node.results
+        ]
+        nodes.append(dataclasses.replace(node, name=f"other_{node.id}", results=results))
+        return len(nodes) - 1
+
+    graphs = [
+        Graph(g.name, g.ahead, [renamed(index) for index in g.nodes], g.returns)
+        for g in last.graphs
+    ]
+    again = dataclasses.replace(entry, name="rename", stage=2, rewrites=[], moves=[])
+    path = tmp_path / "renamed.html"
+    write_page(
+        dataclasses.replace(
+            report,
+            nodes=nodes,
+            stages=[*report.stages, dataclasses.replace(last, graphs=graphs)],
+            passes=[entry, again],
+        ),
+        path,
+    )
+    shared.open(path, "#view=0")
+    before = shared.texts(".hunk .line")
+    assert before
+    shared.open(path, "#view=1")
+    assert shared.text("#summary") == "No change."
+    shared.open(path, "#view=1&base=0")
+    assert len(shared.texts(".hunk .line")) == len(before), "as if nothing had been renamed"
+    shared.press("3")
+    assert all("other_" in line for line in shared.texts("details.graph .line .value:first-child"))
+    assert shared.problems() == []
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_names(shared: Browser, tmp_path: Path, text: str) -> None:
     report = real("fuse-adaln", affine=(2,))
@@ -273,49 +344,25 @@ def test_hostile_names(shared: Browser, tmp_path: Path, text: str) -> None:
         for node in report.nodes
     ]
     path = tmp_path / "hostile.html"
-    write_page(
-        dataclasses.replace(report, model=text, passes=[bad], nodes=nodes, command=text), path
+    shares = [Share(text, 1.0, 1.0, 1.0, 0)]
+    spoiled = dataclasses.replace(
+        report,
+        model=text,
+        passes=[bad],
+        nodes=nodes,
+        command=text,
+        trajectory=Trajectory(shares, shares, text, 1, 1, 0),
     )
+    write_page(spoiled, path)
     shared.open(path, "#view=0")
     shared.run("window.alert = () => { throw Error('broken out'); }")
     for tab in ("1", "2", "3"):
         shared.press(tab)
     shared.press("1", "n", "Enter")
+    shared.click("#entry-samples")
     shared.click("#entry-overview")
     shown = text.replace("\x00", "\ufffd") if "\x00" in shared.text("main h1") else text
     assert shared.text("main h1") in (text, shown)
     assert len(shared.texts("script")) == 2
     assert shared.problems() == []
     assert shared.requests() == []
-
-
-@pytest.mark.slow
-def test_dit_xl(tmp_path: Path) -> None:
-    """28 blocks and eight passes that fire: small enough, quick enough, and all there."""
-    pytest.importorskip("diffusers", reason="the model comes from diffusers")
-    case = find_case("dit-xl-2-256")
-    kwargs = case.inputs(2, torch.bfloat16, "cpu") | {
-        "timestep": case.timesteps(50, torch.bfloat16)[:1].repeat(2),
-        "return_dict": False,
-    }
-    model = case.build(torch.bfloat16, "cpu")
-    found = explain(model, (), kwargs, passes="fast", numerics=False)
-    # Widening fires as well where this machine multiplies half precision slowly.
-    assert sum(entry.changed for entry in found.report.passes) in (8, 9)
-    path = tmp_path / "report.html"
-    found.html(path)
-    assert path.stat().st_size < 5e6
-    with Browser() as browser:
-        assert browser.open(path) < 2
-        shown = [e.name for e in found.report.passes if e.changed or e.misses]
-        assert passes(browser) == shown
-        browser.click("#entry-1")
-        assert browser.text(".times") == "\u00d728 identical, shown once"
-        browser.press("3")
-        assert len(browser.texts(".line")) > 1000
-        browser.press("1", "j", "j", "n", "Enter")
-        assert browser.text("#inspected") == "aten.layer_norm"
-        browser.click("#entry-schedule")
-        assert len(browser.texts(".schedule rect")) == 56 * 50
-        assert browser.problems() == []
-        assert browser.requests() == []

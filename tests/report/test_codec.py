@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 
 from dit_compile.errors import ReportError
 from dit_compile.report.codec import from_json, load, schema, to_json
-from dit_compile.report.model import VERSION
-from tests.report.entries import real
+from dit_compile.report.model import VERSION, Report
+from tests.report.entries import real, sampled
 
 
 def packaged() -> dict[str, Any]:
@@ -23,10 +24,12 @@ def test_the_schema_in_the_package_is_that_of_the_model() -> None:
     assert packaged() == schema(), "run: python -m dit_compile.report.codec"
 
 
-@pytest.mark.parametrize("passes", ["", "fast", "annotate"])
-def test_reports_keep_to_the_schema(passes: str) -> None:
+@pytest.mark.parametrize(
+    "made", [lambda: real(""), real, sampled], ids=["empty", "fast", "sampled"]
+)
+def test_reports_keep_to_the_schema(made: Callable[[], Report]) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
-    report = real("fast" if passes == "annotate" else passes)
+    report = made()
     validator = jsonschema.Draft202012Validator(packaged())
     validator.check_schema(packaged())
     data = json.loads(to_json(report))

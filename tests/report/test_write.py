@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from dit_compile import torch_backend
 from dit_compile.calibration.plan import Plan, Trial
 from dit_compile.errors import DitcWarning, OptionError, ReportError
 from dit_compile.report import write
 from dit_compile.report.codec import load
+from dit_compile.report.record import Recorder
 from dit_compile.report.write import check_target, write_numbered
 from dit_compile.torch_backend import Options, run_passes
 from tests.ir.models import Transformer, noise, seeded, transformer
@@ -54,6 +56,18 @@ def test_through_torch_compile(tmp_path: Path) -> None:
     assert report.schedule is not None
     assert report.stages[0].errors is None
     assert report.seconds.verify > 0
+
+
+def test_nothing_is_kept_for_a_report_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(*_: object) -> None:
+        raise AssertionError("a stage was kept")
+
+    for name in ("start", "after"):
+        monkeypatch.setattr(Recorder, name, kept)
+    monkeypatch.setattr(torch_backend, "build_report", kept)
+    run_passes(transformer(), Options().pipeline(), Options(strict=True))
+    with pytest.raises(AssertionError, match="a stage was kept"):
+        run_passes(transformer(), Options().pipeline(), Options(strict=True, report="x.json"))
 
 
 def test_a_plan_is_in_the_report(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class App {
   /** What a stale or edited link asks for and is not there falls back to the overview. */
   checked(state) {
     const pass = /^\d+$/.test(state.view) && Number(state.view) < this.report.passes.length;
-    const special = state.view === "overview" || (state.view === "schedule" && this.report.schedule);
+    const special = this.specials().some(({ view }) => view === state.view);
     if (!pass && !special) state.view = "overview";
     if (!["diff", "misses", "stage"].includes(state.tab)) state.tab = "diff";
     const stages = this.report.stages.length;
@@ -102,7 +102,7 @@ class App {
     const { report, state, actions } = this;
     this.search.value = state.q;
     this.drawList();
-    const views = { overview: overviewView, schedule: scheduleView };
+    const views = { overview: overviewView, schedule: scheduleView, samples: samplesView };
     replace(this.main, (views[state.view] || passView)(report, state, actions));
     this.drawModules();
     this.drawInspector();
@@ -113,7 +113,17 @@ class App {
     const passes = this.report.passes
       .map((pass, position) => ({ view: String(position), pass, position }))
       .filter(({ pass, view }) => all || pass.changed || pass.failure || (pass.misses || []).length || view === this.state.view);
-    return [{ view: "overview", title: "Overview" }, ...passes, ...(this.report.schedule ? [{ view: "schedule", title: "Cache schedule" }] : [])];
+    const [overview, ...behind] = this.specials();
+    return [overview, ...passes, ...behind];
+  }
+
+  /** The views that are of no single pass; the first stands before the passes. */
+  specials() {
+    return [
+      { view: "overview", title: "Overview" },
+      this.report.schedule && { view: "schedule", title: "Cache schedule" },
+      this.report.trajectory && { view: "samples", title: "Final samples" },
+    ].filter(Boolean);
   }
 
   drawList() {

@@ -2,7 +2,7 @@
 
 class Report {
   constructor(data) {
-    Object.assign(this, { schedule: null, analysis: {}, command: "" }, data);
+    Object.assign(this, { schedule: null, trajectory: null, analysis: {}, command: "" }, data);
     this.stageOf = this.passes.map((pass) => pass.stage);
     this.cache = new Map();
   }
@@ -19,6 +19,11 @@ class Report {
   stage(index) {
     if (!this.cache.has(index)) this.cache.set(index, new Stage(this, index));
     return this.cache.get(index);
+  }
+
+  /** What final samples cost with all passes up to the one at a position, if that was measured. */
+  share(position) {
+    return this.trajectory?.passes.find((share) => share.position === position) ?? null;
   }
 
   /** What a stage is called: after the pass that made it. */

@@ -31,6 +31,7 @@ function overviewView(report, state, actions) {
       card("nodes", `${report.passes[0]?.nodes_before ?? "-"} → ${report.passes.at(-1)?.nodes_after ?? "-"}`),
       card("work of a step", fromTo(first.flops, last.flops, flopText), ratio(first.flops, last.flops)),
       card("moved in a step", fromTo(first.bytes_moved, last.bytes_moved, byteText), ratio(first.bytes_moved, last.bytes_moved)),
+      report.trajectory?.passes.length > 0 && samplesCard(report.trajectory.passes.at(-1)),
       card("compile time", timeText(report.seconds.pipeline), checksText(report.seconds.verify, report.seconds.numerics)),
     ),
     h(
@@ -81,7 +82,7 @@ function passTable(report, actions) {
       h("td.number", {}, delta(before.bytes_moved, after.bytes_moved, byteText)),
       h("td.number", {}, timeText(pass.seconds)),
       h("td.number", {}, pass.verify_seconds ? timeText(pass.verify_seconds) : "·"),
-      h("td.number", {}, errorText(pass) || "·"),
+      h("td.number", {}, errorText(report, position) || "·"),
     );
   });
   return h("div.scroll", {}, h("table.passes", {}, headRow(head), h("tbody", {}, rows)));
@@ -95,8 +96,9 @@ function nodesText(pass) {
   return pass.changed ? `${pass.nodes_before} → ${pass.nodes_after}` : `${pass.nodes_before}`;
 }
 
-function errorText(pass) {
-  if (pass.kind === "APPROX" && pass.changed) return "by schedule";
+function errorText(report, position) {
+  const [pass, share] = [report.passes[position], report.share(position)];
+  if (pass.kind === "APPROX" && pass.changed) return share ? `PSNR ${decibelText(share)}` : "by schedule";
   return pass.error_growth == null ? "" : `${pass.error_growth.toFixed(1)}× noise`;
 }
 
@@ -123,7 +125,7 @@ function passView(report, state, actions) {
       card("work of a step", delta(before.cost.flops, after.cost.flops, flopText)),
       card("moved in a step", delta(before.cost.bytes_moved, after.cost.bytes_moved, byteText)),
       card("time", timeText(pass.seconds), checksText(pass.verify_seconds, pass.numerics_seconds)),
-      card("error", errorText(pass) || "not measured", errorNote(before, after)),
+      card("error", errorText(report, position) || "not measured", errorNote(before, after)),
     ),
     Object.keys(pass.options).length > 0 && h("p.muted", {}, "Options: ", h("code", {}, Object.entries(pass.options).map(([key, value]) => `${key}=${typeof value === "object" ? JSON.stringify(value) : value}`).join("  "))),
     h(
@@ -177,11 +179,12 @@ function diffView(report, state, actions, position) {
   if (state.step) hunks = hunks.filter((each) => each.rewrites.includes(Number(state.step) - 1));
   const shown = hunks.filter((each) => matches(state, each.path, each.graph, ...each.removed.map(lineOf.before), ...each.added.map(lineOf.after)));
   const folded = foldHunks(shown, lineOf);
+  const recorded = state.step && !hunks.length ? report.passes[position].rewrites?.[Number(state.step) - 1] : null;
   return [
     h(
       "div.toolbar",
       {},
-      h("span.muted", { id: "summary" }, hunks.length ? `${count(shown.length, "change")}, ${folded.length} of them different` : "No change."),
+      h("span.muted", { id: "summary" }, hunks.length ? `${count(shown.length, "change")}, ${folded.length} of them different` : recorded ? "As the pass recorded it." : "No change."),
       h(
         "label",
         {},
@@ -196,9 +199,26 @@ function diffView(report, state, actions, position) {
       ),
       from === plain && rewrites > 0 && stepper(state, rewrites, actions),
     ),
+    recorded && recordedView(recorded),
     folded.map((each) => hunkView(report, from, to, each, actions)),
     hunks.length > 0 && !folded.length && h("p.muted", {}, "Nothing here matches the filter."),
   ];
+}
+
+/** A rewrite whose nodes are in no stage, such as one of a graph that was copied later. */
+function recordedView(rewrite) {
+  const side = (lines, sign, kind) => lines.map((line) => h(`div.line.${kind}`, { role: "listitem" }, h("span.sign", { "aria-hidden": "true" }, sign), h("span.hidden", {}, SIGNS[sign]), h("div.code", {}, line)));
+  return h(
+    "section.hunk",
+    { "aria-label": `Change in ${rewrite.path || "the top of the model"}` },
+    h("header", {}, h("h3", {}, rewrite.path || "(top of the model)")),
+    h(
+      "div.split",
+      {},
+      h("div.side.before", { role: "list", "aria-label": "before" }, side(rewrite.removed, "−", "del")),
+      h("div.side.after", { role: "list", "aria-label": "after" }, side(rewrite.added, "+", "add")),
+    ),
+  );
 }
 
 /** Walks through the rewrites of a pass one by one. */

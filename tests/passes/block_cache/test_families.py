@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from dit_compile.ir.program import MAIN, InputKind, Program, placeholders
+from dit_compile.ir.program import MAIN, InputKind, OutputKind, Program, placeholders
 from dit_compile.ir.verifier import Verifier
 from dit_compile.passes.block_cache.policies import POLICIES
 from dit_compile.pipeline.pipeline import Pipeline
@@ -65,6 +65,34 @@ def test_every_variant_is_the_full_step(family: str, method: str) -> None:
     for name, outputs in results.items():
         for first, second in zip(results[MAIN], outputs, strict=True):
             torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_each_number_of_sites_is_a_sound_program(method: str) -> None:
+    """What bisection asks for: no state without its write, no variant without what it reads."""
+    program, values = captured("dit")
+    named = dict(zip([n.name for n in placeholders(program.main)], values, strict=True))
+    pipeline = Pipeline.parse(f"insert-block-cache{{method={method.strip()}{OPTIONS[method]}}}")
+    (whole,) = pipeline.run(exact("dit").copy()).records
+    for limit in range(1, len(whole.rewrites) + 1):
+        after = exact("dit").copy()
+        (record,) = pipeline.run(after, limit=(0, limit)).records
+        assert [r.added for r in record.rewrites] == [r.added for r in whole.rewrites[:limit]]
+        assert all(r.removed and r.added for r in record.rewrites)
+        Verifier().check(after)
+        written = {o.name for o in after.outputs[MAIN] if o.kind is OutputKind.STATE}
+        read = {
+            str(node.target)
+            for _, module in after.step_graphs()
+            for node in placeholders(module.graph)
+            if after.kind_of(node) is InputKind.STATE
+        }
+        latest = {spec.name for spec in after.of_kind(InputKind.STATE) if not spec.age}
+        assert written == latest <= read
+        assert len(after.schedule.variants) > 1
+        results = run_reference(after, named)
+        for outputs in results.values():
+            torch.testing.assert_close(results[MAIN], outputs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", EACH)
