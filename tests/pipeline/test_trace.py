@@ -88,9 +88,12 @@ def test_the_structured_trace_lists_the_passes(traced: Traced) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("tlparse") is None, reason="tlparse is not installed")
 def test_tlparse_lists_the_passes(traced: Traced, tmp_path: Path) -> None:
-    command = ["tlparse", str(traced.file), "-o", str(tmp_path / "out"), "--no-browser"]
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    tlparse = shutil.which("tlparse", path=beside)
+    if tlparse is None:
+        pytest.skip("tlparse is not installed")
+    command = [tlparse, str(traced.file), "-o", str(tmp_path / "out"), "--no-browser"]
     subprocess.run(command, check=True, capture_output=True)
     listed = re.findall(r'href="([^"]*ditc_[^"]*)"', (tmp_path / "out/index.html").read_text())
     assert [re.sub(r"_\d+\.txt$", "", Path(link).name) for link in listed] == NAMES
