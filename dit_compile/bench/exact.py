@@ -26,7 +26,7 @@ from dit_compile.config import environment_with_inductor_cache
 from dit_compile.errors import DitcError, OptionError
 from dit_compile.optional import require
 from dit_compile.quality.bootstrap import bootstrap
-from dit_compile.report.terminal import terminal
+from dit_compile.report.terminal import JobProgress, terminal
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def run_bench(options: BenchOptions) -> Results:
     roofline = load_or_measure(options.device)
     date = datetime.date.today().isoformat()
     results = Results(date, options.command, asdict(options), dict(roofline.setup))
-    with Progress(console=terminal(stderr=True)) as progress:
+    with JobProgress() as progress:
         for model in options.models:
             results.rows += _rows(model, options, roofline, progress)
             _save(results, Path(options.out))

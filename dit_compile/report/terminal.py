@@ -1,8 +1,9 @@
-"""What reports are printed on."""
+"""What reports are printed on, and how far a long job is."""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
 _FILE_WIDTH = 160
 
@@ -15,3 +16,17 @@ def terminal(*, stderr: bool = False) -> Console:
     console = Console(stderr=stderr)
     width = None if console.is_terminal else _FILE_WIDTH
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+class JobProgress(Progress):
+    """A progress bar for each part of a job of hours; a line at each advance without a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(console=terminal(stderr=True))
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Move a bar on."""
+        super().advance(task_id, advance)
+        if not self.console.is_terminal:
+            task = self._tasks[task_id]
+            self.console.print(f"{task.description} {task.completed:g}/{task.total:g}")

@@ -18,7 +18,7 @@ from dit_compile.report.table import (
     notes_cell,
     pass_table,
 )
-from dit_compile.report.terminal import terminal
+from dit_compile.report.terminal import JobProgress, terminal
 from tests.report import entries
 from tests.report.entries import entry, real, stage
 
@@ -142,3 +142,13 @@ def test_a_console_that_is_no_terminal_is_wide(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     assert terminal().width == 40
+
+
+def test_a_long_job_says_how_far_it_is_without_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with JobProgress() as progress:
+        bar = progress.add_task("tuning", total=3)
+        progress.advance(bar)
+        progress.advance(bar)
+        assert capsys.readouterr().err.splitlines() == ["tuning 1/3", "tuning 2/3"]

@@ -29,7 +29,7 @@ from dit_compile.errors import MissingDependencyError, OptionError, find_named
 from dit_compile.optional import require
 from dit_compile.quality.compilations import Compilations
 from dit_compile.quality.metrics import psnr, relative_l2
-from dit_compile.report.terminal import terminal
+from dit_compile.report.terminal import JobProgress, terminal
 
 _TUNED_ON = 0
 _GROUPS: dict[str, Callable[[], list[Contender]]] = {
@@ -251,7 +251,7 @@ def run_cache_bench(options: CacheBenchOptions) -> Results:
         require(module, "bench")  # now, and not after the first contenders were measured
     date = datetime.date.today().isoformat()
     results = Results(date, options.command, asdict(options), describe_setup("cpu"))
-    with Progress(console=terminal(stderr=True)) as progress:
+    with JobProgress() as progress:
         for model in options.models:
             bench = Bench(model, options, progress)
             rows = bench.rows()
