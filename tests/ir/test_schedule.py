@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dit_compile.ir.schedule import Row, Schedule, Step
+from dit_compile.passes.block_cache.first_block import FirstBlock
 from dit_compile.passes.block_cache.interval import Interval
 
 VARIANTS = (((1,), "full"), ((0,), "reuse"))
@@ -39,7 +40,7 @@ def test_a_generation_of_one_step_is_full() -> None:
 
 
 def test_only_running_tells_what_a_dynamic_policy_computes() -> None:
-    dynamic = replace(CACHED, full="rest", probe="probe", judge="judge")
+    dynamic = replace(CACHED, policy=FirstBlock(), full="rest", probe="probe", judge="judge")
     assert dynamic.mask(9) is None
     assert list(dynamic.graphs()) == ["rest", "full", "reuse", "probe", "judge"]
 
