@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -119,8 +119,8 @@ class Bench:
     progress: Progress
     refused: dict[str, str] = field(default_factory=dict)
 
-    def rows(self) -> list[Row]:
-        """Tune, then measure what was chosen; the plain model comes first."""
+    def rows(self) -> Iterator[list[Row]]:
+        """Tune, then measure what was chosen, one after the other; the plain model comes first."""
         tried = self._tune()
         chosen = list(chosen_from(tried, self.options.ratios))
         subject = self.options.subject(self.model, self.options.batch)
@@ -131,15 +131,13 @@ class Bench:
             reference.append(generate(Uncached(), base, subject, seed).images)
             self.progress.advance(bar)
         plain_run = weigh(Uncached(), base, subject, self.options.seeds[0])
-        measured = []
         bar = self.progress.add_task(f"{self.model}: measuring", total=len(chosen) + 1)
         for contender in (Uncached(), *chosen):
             measure = partial(
                 self._measure, contender, subject, base, torch.cat(reference), plain_run
             )
-            measured += self._attempt(contender, measure)
+            yield self._attempt(contender, measure)
             self.progress.advance(bar)
-        return measured
 
     def _tune(self) -> list[Tried]:
         subject = self.options.subject(self.model, self.options.tuned)
@@ -241,7 +239,7 @@ def chosen_from(tried: Iterable[Tried], ratios: Sequence[float]) -> Iterable[Con
 
 
 def run_cache_bench(options: CacheBenchOptions) -> Results:
-    """Measure, print the tables, and write JSON and plots, anew after each model.
+    """Measure, print the tables, and write JSON and plots, anew after each setting.
 
     Raises:
         MissingDependencyError: diffusers, cache-dit, scikit-image or matplotlib is missing.
@@ -254,14 +252,13 @@ def run_cache_bench(options: CacheBenchOptions) -> Results:
     with JobProgress() as progress:
         for model in options.models:
             bench = Bench(model, options, progress)
-            rows = bench.rows()
-            results.rows += rows
             results.refused[model] = bench.refused
-            results.comparisons += [
-                found
-                for ratio in options.ratios
-                if (found := compare(model, rows, ratio, _NEAR)) is not None
-            ]
-            save(results, Path(options.out))
+            earlier, rows = results.comparisons, list[Row]()
+            for measured in bench.rows():
+                rows += measured
+                results.rows += measured
+                found = (compare(model, rows, ratio, _NEAR) for ratio in options.ratios)
+                results.comparisons = [*earlier, *(each for each in found if each is not None)]
+                save(results, Path(options.out))
     print_results(results, terminal())
     return results

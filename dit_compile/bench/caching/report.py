@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dit_compile.bench.caching.scores import ImageScores, Interval
+from dit_compile.files import write_atomically
 from dit_compile.optional import require
 from dit_compile.quality.bootstrap import bootstrap
 
@@ -129,7 +130,7 @@ def compare(model: str, rows: Sequence[Row], ratio: float, near: float) -> Compa
 def save(results: Results, out: Path) -> None:
     """Write ``cache.json`` and a plot for each model."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "cache.json").write_text(json.dumps(_plain(results), indent=2) + "\n")
+    write_atomically(out / "cache.json", json.dumps(_plain(results), indent=2) + "\n")
     for model in dict.fromkeys(row.model for row in results.rows):
         _plot(out / f"cache_{model}.png", [row for row in results.rows if row.model == model])
 
@@ -149,9 +150,11 @@ def _plain(value: Any) -> Any:
 
 def _plot(path: Path, rows: Sequence[Row]) -> None:
     """PSNR over the ratio of operations, and over wall time, a line for each group."""
+    cached = [row for row in rows if row.group != "uncached" and row.form == "compiled"]
+    if not cached:
+        return
     figure = require("matplotlib.figure", "bench").Figure(figsize=(11, 4.5), layout="constrained")
     work, time = figure.subplots(1, 2, sharey=True)
-    cached = [row for row in rows if row.group != "uncached" and row.form == "compiled"]
     for group in dict.fromkeys(row.group for row in cached):
         mine = [row for row in cached if row.group == group]
         for axes, value in ((work, "flop_ratio"), (time, "speed_up")):
