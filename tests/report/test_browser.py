@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,20 +24,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
     write_page(dataclasses.replace(sampled(affine=(2,)), command="ditc explain 'my model'"), path)
     return path
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Browser]:
-    with Browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(shared: Browser, page: Path) -> Iterator[Browser]:
-    shared.open(page)
-    yield shared
-    assert shared.problems() == []
-    assert shared.requests() == []
 
 
 def passes(browser: Browser) -> list[str]:

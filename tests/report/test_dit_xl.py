@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,18 +64,10 @@ def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Browser]:
-    with Browser() as browser:
-        yield browser
-
-
 @pytest.fixture
-def browser(shared: Browser, page: Path) -> Iterator[Browser]:
-    assert shared.open(page) < 2, "seconds until it can be used"
-    yield shared
-    assert shared.problems() == []
-    assert shared.requests() == []
+def browser(shared: Browser, opened: float) -> Browser:
+    assert opened < 2, "seconds until it can be used"
+    return shared
 
 
 @pytest.fixture(params=["click", "key"])
