@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dit_compile.analysis.samples import Call, MixedError, Value, sample_rule
+from dit_compile.analysis.samples import Call, MixedError, Value, joined, sample_rule
 
 
 @sample_rule("*", "__and__", "__or__", "__xor__", "polar", "fill", "prelu", "where")
 def _pointwise(call: Call) -> int:
-    return call.joined()
+    return joined(call.values)
 
 
 @sample_rule(
     "ditc::adaln_norm", "ditc::gated_residual", "ditc::gated_residual_norm", "ditc::norm_rotary"
 )
 def _along_the_last(call: Call) -> int:
-    return call.apart(call.joined(), -1)
+    return call.apart(joined(call.values), -1)
 
 
 @sample_rule(
@@ -107,9 +107,8 @@ def _squeeze(call: Call) -> int:
 
 @sample_rule("expand", "expand_as", "broadcast_to", spreads=True)
 def _expand(call: Call) -> int | None:
-    first = call.first
-    if first.dim is not None:
-        return first.dim - len(first.shape)
+    if call.first.dim is not None:
+        return call.first.end
     return 0 if _is_spread(call) else None
 
 
@@ -176,7 +175,7 @@ def _pad(call: Call) -> int:
 
 @sample_rule("stack")
 def _stack(call: Call) -> int:
-    dim = call.joined(_alike(call)) + len(call.first.shape)
+    dim = joined(_alike(call)) + len(call.first.shape)
     return dim + (call.dimension(extra=1) <= dim)
 
 
@@ -184,7 +183,7 @@ def _stack(call: Call) -> int:
 def _cat(call: Call) -> int:
     values = [value for value in _alike(call) if value.shape != (0,)]
     rank = len(values[0].shape)
-    return call.apart(call.joined(values) + rank, call["dim"] % rank)
+    return call.apart(joined(values) + rank, call["dim"] % rank)
 
 
 def _alike(call: Call) -> Sequence[Value]:
@@ -203,7 +202,7 @@ def _linear(call: Call) -> int:
 @sample_rule("addmm", "baddbmm")
 def _add_product(call: Call) -> int:
     values = call.values
-    return call.joined([Value(call.shape, _product(values[-2:]) % len(call.shape)), values[0]])
+    return joined([Value(call.shape, _product(values[-2:]) % len(call.shape)), values[0]])
 
 
 @sample_rule("matmul", "mm", "bmm")
@@ -216,27 +215,18 @@ def _product(values: Sequence[Value]) -> int:
     left, right = values
     if len(left.shape) < 2 or len(right.shape) < 2:
         raise MixedError("it is a product with a vector")
-    ends = [None if v.dim is None else v.dim - len(v.shape) for v in (left, right)]
-    if ends[0] == -2 and ends[1] is None:
+    if (left.end, right.end) == (-2, None):
         return -2
-    if ends[1] == -1 and ends[0] is None:
+    if (left.end, right.end) == (None, -1):
         return -1
-    if any(end is not None and end > -3 for end in ends):
+    if any(value.end in (-1, -2) for value in values):
         raise MixedError("it sums over the samples, or multiplies each with every other")
-    fronts = [Value(v.shape[:-2], v.dim) for v in (left, right)]
-    ends = [None if v.dim is None else v.dim - len(v.shape) for v in fronts]
-    known = {end for end in ends if end is not None}
-    if len(known) != 1:
-        raise MixedError("the samples of its arguments lie along different dimensions")
-    (end,) = known
-    if any(v.dim is None and len(v.shape) >= -end and v.shape[end] != 1 for v in fronts):
-        raise MixedError("an argument without samples has a size where others have samples")
-    return end - 2
+    return joined([Value(value.shape[:-2], value.dim) for value in values]) - 2
 
 
 @sample_rule("scaled_dot_product_attention")
 def _attention(call: Call) -> int:
-    return call.apart(call.joined(), -1, -2)
+    return call.apart(joined(call.values), -1, -2)
 
 
 @sample_rule(

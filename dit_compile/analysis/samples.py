@@ -77,6 +77,22 @@ class Value:
     shape: tuple[Size, ...]
     dim: int | None
 
+    @property
+    def end(self) -> int | None:
+        """The same, counted from the end."""
+        return None if self.dim is None else self.dim - len(self.shape)
+
+
+def joined(values: Sequence[Value]) -> int:
+    """The samples of operands that are broadcast, counted from the end."""
+    ends = {end for value in values if (end := value.end) is not None}
+    if len(ends) != 1:
+        raise MixedError("the samples of its arguments lie along different dimensions")
+    (end,) = ends
+    if any(v.dim is None and len(v.shape) >= -end and v.shape[end] != 1 for v in values):
+        raise MixedError("an argument without samples has a size where others have samples")
+    return end
+
 
 @dataclass(frozen=True)
 class Call:
@@ -122,17 +138,6 @@ class Call:
         if dim in mixed:
             raise MixedError("it works along the samples")
         return dim
-
-    def joined(self, values: Sequence[Value] | None = None) -> int:
-        """The samples of operands that are broadcast, counted from the end."""
-        values = self.values if values is None else values
-        ends = {v.dim - len(v.shape) for v in values if v.dim is not None}
-        if len(ends) != 1:
-            raise MixedError("the samples of its arguments lie along different dimensions")
-        (end,) = ends
-        if any(v.dim is None and len(v.shape) >= -end and v.shape[end] != 1 for v in values):
-            raise MixedError("an argument without samples has a size where others have samples")
-        return end
 
 
 Rule = Callable[[Call], int | None]
@@ -184,7 +189,7 @@ class _Search:
         return Samples(self._batch, self._dims, self._misses)
 
     def _enter(self, node: fx.Node) -> None:
-        name, shape = str(node.target), _shape(node)
+        name, shape = str(node.target), shape_of(node)
         kind = self._program.kind_of(node)
         if kind is InputKind.DERIVED and name in self._made:
             self._dims[node] = self._made[name]
@@ -217,7 +222,7 @@ class _Search:
         rule = RULES.get(name) or _general_rule(node.target)
         if rule is None:
             raise MixedError("it is not known to keep samples apart")
-        shape = _shape(node)
+        shape = shape_of(node)
         dim = rule(Call(self._arguments(node), shape, self._batch))
         if dim is None:
             return None
@@ -229,7 +234,7 @@ class _Search:
     def _arguments(self, node: fx.Node) -> dict[str, Any]:
         def replaced(arg: fx.Node) -> Any:
             value = arg.meta.get("val")
-            return Value(_shape(arg), self._dims.get(arg)) if _has_tensor(value) else value
+            return Value(shape_of(arg), self._dims.get(arg)) if _has_tensor(value) else value
 
         schema = getattr(node.target, "_schema", None)
         declared = schema.arguments if schema is not None else ()
@@ -255,7 +260,7 @@ def _has_tensor(value: Any) -> bool:
     return isinstance(_first(value), torch.Tensor)
 
 
-def _shape(node: fx.Node) -> tuple[Size, ...]:
+def shape_of(node: fx.Node) -> tuple[Size, ...]:
     """Sizes of a node's value, of the first one where it has several."""
     value = _first(node.meta.get("val"))
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()

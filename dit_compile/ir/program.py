@@ -7,7 +7,7 @@ through placeholders, and all state leaves through outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "Output",
     "OutputKind",
     "Program",
+    "add_outputs",
     "copy_graph",
     "output_args",
     "output_node",
@@ -177,6 +178,13 @@ def output_node(graph: fx.Graph) -> fx.Node:
     if len(nodes) != 1:
         raise VerificationError(f"a graph has one output node, not {len(nodes)}")
     return nodes[0]
+
+
+def add_outputs(program: Program, graph: str, added: Sequence[tuple[Output, fx.Node]]) -> None:
+    """Let ``graph`` return more, behind what it returns already."""
+    end = output_node(program.graphs[graph].graph)
+    end.args = ((*output_args(end.graph), *(value for _, value in added)),)
+    program.outputs[graph] += tuple(output for output, _ in added)
 
 
 def output_args(graph: fx.Graph) -> tuple[Any, ...]:

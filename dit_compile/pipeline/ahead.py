@@ -20,7 +20,7 @@ from dit_compile.ir.program import (
     Output,
     OutputKind,
     Program,
-    output_args,
+    add_outputs,
     output_node,
     placeholders,
 )
@@ -91,9 +91,7 @@ class AheadGraph:
         while name in self.program.inputs:
             number += 1
             name = f"{identifier(path)}_{number}"
-        end = output_node(self.graph)
-        end.args = ((*output_args(self.graph), node),)
-        self.program.outputs[self.name] += (Output(OutputKind.DERIVED, name),)
+        add_outputs(self.program, self.name, [(Output(OutputKind.DERIVED, name), node)])
         self.program.inputs[name] = Input(
             name, InputKind.DERIVED, path, AHEAD[self.name], settled=True
         )

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 import dit_compile.analysis.sample_rules  # noqa: F401  (registers the rules)
-from dit_compile.analysis.samples import Samples, find_samples
+from dit_compile.analysis.samples import Samples, find_samples, shape_of
 from dit_compile.analysis.sizes import Miss
 from dit_compile.errors import PassError
 from dit_compile.ir.fake import evaluate, tensor_of
@@ -18,6 +18,7 @@ from dit_compile.ir.program import (
     Output,
     OutputKind,
     Program,
+    add_outputs,
     copy_graph,
     output_args,
     output_node,
@@ -130,18 +131,16 @@ def _resize(program: Program, node: fx.Node, dim: int) -> None:
     Raises:
         PassError: its result does not have half the size.
     """
-    old = _first(node)
+    old = shape_of(node)
     for name, sizes, at in _lists_of_sizes(node, dim):
-        if isinstance(sizes[at], int) and sizes[at] == old.shape[dim]:
+        if isinstance(sizes[at], int) and sizes[at] == old[dim]:
             _set_argument(node, name, [s // 2 if i == at else s for i, s in enumerate(sizes)])
     if node.target is aten.repeat_interleave.self_int:
         node.kwargs = {name: v for name, v in node.kwargs.items() if name != "output_size"}
     node.meta["val"] = evaluate(node, program.fake_mode)
-    want = (*old.shape[:dim], old.shape[dim] // 2, *old.shape[dim + 1 :])
-    if tuple(_first(node).shape) != want:
-        raise PassError(
-            f"%{node.name} has sizes {tuple(_first(node).shape)} for half a batch, not {want}"
-        )
+    want = (*old[:dim], old[dim] // 2, *old[dim + 1 :])
+    if shape_of(node) != want:
+        raise PassError(f"%{node.name} has sizes {shape_of(node)} for half a batch, not {want}")
 
 
 def _lists_of_sizes(node: fx.Node, dim: int) -> Iterator[tuple[str, list[Any], int]]:
@@ -152,14 +151,14 @@ def _lists_of_sizes(node: fx.Node, dim: int) -> Iterator[tuple[str, list[Any], i
         if not isinstance(sizes, (list, tuple)):
             continue
         split: Any = given["dim"] if name == "sizes" else 0  # of unflatten
-        at = dim - split % (_first(node).dim() + 1 - len(sizes)) if split else dim
+        at = dim - split % (len(shape_of(node)) + 1 - len(sizes)) if split else dim
         if 0 <= at < len(sizes):
             yield name, list(sizes), at
 
 
 def _set_argument(node: fx.Node, name: str, value: Any) -> None:
     if name in node.kwargs:
-        node.kwargs = {**node.kwargs, name: value}
+        node.update_kwarg(name, value)
     else:
         node.update_arg(_argument_names(node).index(name), value)
 
@@ -167,13 +166,6 @@ def _set_argument(node: fx.Node, name: str, value: Any) -> None:
 def _argument_names(node: fx.Node) -> list[str]:
     schema = getattr(node.target, "_schema", None)
     return [argument.name for argument in schema.arguments] if schema is not None else []
-
-
-def _first(node: fx.Node) -> torch.Tensor:
-    """The value of a node, the first one of several."""
-    value = node.meta["val"]
-    found: torch.Tensor = value[0] if isinstance(value, (list, tuple)) else value
-    return found
 
 
 def _distance(rw: Rewriter, result: fx.Node, samples: Samples) -> fx.Node:
@@ -210,6 +202,4 @@ def _number(rw: Rewriter, value: float, device: torch.device, before: fx.Node) -
 
 def _return(program: Program, graph: str, measure: fx.Node) -> None:
     """Let ``graph`` return what the schedule decides by."""
-    end = output_node(program.graphs[graph].graph)
-    end.args = ((*output_args(end.graph), measure),)
-    program.outputs[graph] += (Output(OutputKind.MEASURE),)
+    add_outputs(program, graph, [(Output(OutputKind.MEASURE), measure)])

@@ -25,6 +25,7 @@ from dit_compile.ir.program import (
     Output,
     OutputKind,
     Program,
+    add_outputs,
     copy_graph,
     output_args,
     output_node,
@@ -88,9 +89,7 @@ def states_of(
 
 def return_states(program: Program, graph: str, states: Sequence[State]) -> None:
     """Let ``graph`` return what is kept of each of ``states``."""
-    end = output_node(program.graphs[graph].graph)
-    end.args = ((*output_args(end.graph), *(state.stored for state in states)),)
-    program.outputs[graph] += tuple(Output(OutputKind.STATE, s.names[0]) for s in states)
+    add_outputs(program, graph, [(Output(OutputKind.STATE, s.names[0]), s.stored) for s in states])
 
 
 def add_variant(

@@ -245,7 +245,9 @@ def run_cache_bench(options: CacheBenchOptions) -> Results:
         MissingDependencyError: diffusers, cache-dit, scikit-image or matplotlib is missing.
     """
     needed = ["diffusers", "matplotlib.figure", "skimage.metrics"]
-    for module in [*needed, "cache_dit"] if "cache-dit" in options.groups else needed:
+    if "cache-dit" in options.groups:
+        needed.append("cache_dit")
+    for module in needed:
         require(module, "bench")  # now, and not after the first contenders were measured
     date = datetime.date.today().isoformat()
     results = Results(date, options.command, asdict(options), describe_setup("cpu"))
