@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,10 +18,12 @@ from rich.table import Table
 from dit_compile.analysis.roofline import Roofline, load_or_measure
 from dit_compile.bench.cases import find_case
 from dit_compile.bench.plot import save_plot
+from dit_compile.bench.process import run_apart
 from dit_compile.bench.ways import find_way
 from dit_compile.bench.worker import Job, Measured
 from dit_compile.config import environment_with_inductor_cache
-from dit_compile.errors import DitcError, OptionError
+from dit_compile.errors import OptionError
+from dit_compile.files import write_atomically
 from dit_compile.optional import require
 from dit_compile.quality.bootstrap import bootstrap
 from dit_compile.report.terminal import JobProgress, terminal
@@ -127,7 +127,7 @@ def run_bench(options: BenchOptions) -> Results:
 
 def _save(results: Results, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "exact.json").write_text(json.dumps(asdict(results), indent=2) + "\n")
+    write_atomically(out / "exact.json", json.dumps(asdict(results), indent=2) + "\n")
     save_plot(out / "exact.png", results.rows)
 
 
@@ -180,17 +180,9 @@ def _rows(
 
 def _spawn(job: Job, cache: str) -> Measured:
     """Measure in a process of its own, with Inductor's cache in the folder ``cache``."""
-    done = subprocess.run(  # noqa: S603 - our own module, our own arguments
-        [sys.executable, "-m", "dit_compile.bench.worker", json.dumps(asdict(job))],
-        env=environment_with_inductor_cache(cache),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise DitcError(f"measuring {job.case} as {', '.join(job.ways)} failed:\n{last}")
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    what = f"measuring {job.case} as {', '.join(job.ways)}"
+    env = environment_with_inductor_cache(cache)
+    return Measured(**run_apart("dit_compile.bench.worker", asdict(job), what, env))
 
 
 def _interval(ratios: Sequence[float]) -> tuple[float, float]:

@@ -1,14 +1,12 @@
 """One measurement in a process of its own: ``python -m dit_compile.bench.worker '<json>'``.
 
-A process of its own, because a first compilation, a warm start and peak memory are facts about a
-process. It prints one line of JSON.
+It prints one line of JSON.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_compile.bench.cases import Case, find_case
+from dit_compile.bench.process import peak_resident_bytes
 from dit_compile.bench.ways import find_way
 from dit_compile.runtime.session import session
 
@@ -123,7 +122,7 @@ def _stepper(
 def _peak_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_bytes()
 
 
 def main(text: str) -> None:

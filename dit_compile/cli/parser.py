@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = bench.add_subparsers(required=True, metavar="what")
     _add_bench_exact(kinds.add_parser("exact", help="the exact passes, on full-size models"))
     _add_bench_cache(kinds.add_parser("cache", help="caching, on the bundled models"))
+    _add_bench_export(kinds.add_parser("export", help="bundles, against torch.onnx.export"))
 
     roofline = subs.add_parser("roofline", help="measure this machine's peak rates")
     roofline.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
@@ -224,7 +225,7 @@ def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
     cache.add_argument("--guidance-scale", type=float, default=3.0, help="(%(default)s)")
     cache.add_argument("--timed", type=int, default=5, help="timed generations (%(default)s)")
     cache.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
-    cache.set_defaults(command=_lazily("commands", "bench_cache"))
+    cache.set_defaults(command=_lazily("benches", "bench_cache"))
 
 
 def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
@@ -238,7 +239,23 @@ def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
     exact.add_argument("--blocks", type=int, help="cut the models to this many blocks of each kind")
     exact.add_argument("--no-compile-times", action="store_true", help="steady state alone")
     exact.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
-    exact.set_defaults(command=_lazily("commands", "bench_exact"))
+    exact.set_defaults(command=_lazily("benches", "bench_exact"))
+
+
+def _add_bench_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("--model", default="dit-xl-2-256", help="(%(default)s)")
+    export.add_argument(
+        "--passes",
+        nargs="+",
+        default=["exact", "fast"],
+        metavar="TEXT",
+        help="pipelines or presets, a bundle of each (exact fast)",
+    )
+    export.add_argument("--batch", type=int, default=2, help="latents at a time (%(default)s)")
+    export.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    export.add_argument("--blocks", type=int, help="cut the model to this many blocks of each kind")
+    export.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
+    export.set_defaults(command=_lazily("benches", "bench_export"))
 
 
 def _add_target(
