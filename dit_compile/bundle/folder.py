@@ -9,6 +9,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dit_compile.bundle.manifest import File, Manifest
@@ -73,8 +74,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Manifest:
         BundleError: a file is missing, was changed, or leads out of the folder.
     """
     manifest = read_manifest(path)
-    check_files(path, manifest, verify=verify)
-    return manifest
+    with checked_files(path, manifest, verify=verify):
+        return manifest
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -99,11 +100,13 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest.from_json(text)
 
 
-def check_files(path: Path, manifest: Manifest, *, verify: bool = True) -> None:
+@contextlib.contextmanager
+def checked_files(path: Path, manifest: Manifest, *, verify: bool = True) -> Iterator[None]:
     """Make sure that a bundle's files are those of its manifest.
 
     Every file lies directly in the folder and is a regular file: neither the manifest nor an ONNX
-    model can lead a reader out of it. No file is unpickled here.
+    model can lead a reader out of it. No file is unpickled here. The weights of ONNX models are
+    large, and numbers alone: they are read while the block runs, all else before.
 
     Args:
         path: the folder.
@@ -117,10 +120,26 @@ def check_files(path: Path, manifest: Manifest, *, verify: bool = True) -> None:
         size = _size(path, name)
         if size != entry.bytes:
             raise BundleError(f"{name} has {size} bytes, not {entry.bytes}; copy the bundle again")
-        if verify and file_entry(path / name) != entry:
-            raise BundleError(f"{name} is not the file that was exported; copy the bundle again")
+    hashed = dict(manifest.files) if verify else {}
+    weights = hashed.pop(manifest.weights or "", None) if manifest.format == "onnx" else None
+    for name, entry in hashed.items():
+        _check_hash(path / name, entry)
     if manifest.format == "onnx":
         _check_models(path, manifest)
+    with ThreadPoolExecutor(1) as pool:
+        reading = (
+            pool.submit(_check_hash, path / str(manifest.weights), weights) if weights else None
+        )
+        try:
+            yield
+        finally:
+            if reading is not None:
+                reading.result()  # damaged weights explain whatever failed in the block
+
+
+def _check_hash(path: Path, entry: File) -> None:
+    if file_entry(path) != entry:
+        raise BundleError(f"{path.name} is not the file that was exported; copy the bundle again")
 
 
 def _size(path: Path, name: str) -> int:

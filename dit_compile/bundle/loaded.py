@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_compile.bundle.arrays import bound, check_sizes, is_torch
-from dit_compile.bundle.folder import check_files, read_manifest
+from dit_compile.bundle.folder import checked_files, read_manifest
 from dit_compile.bundle.manifest import Manifest
 from dit_compile.bundle.policy import from_data
 from dit_compile.bundle.runner import Runner
@@ -208,5 +208,6 @@ def load(
             f"{str(path)!r} is of the format {manifest.format}, {_DANGERS[manifest.format]}; if "
             "you know who made it, pass trust=True, or --trust"
         )
-    check_files(folder, manifest, verify=verify)
-    return LoadedProgram(manifest, find_runner(manifest.format)(folder, manifest, options))
+    with checked_files(folder, manifest, verify=verify):
+        runner = find_runner(manifest.format)(folder, manifest, options)
+    return LoadedProgram(manifest, runner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from dit_compile.bundle.arrays import HeldArray, as_array
 from dit_compile.bundle.manifest import Graph, Manifest, Value
 from dit_compile.errors import BackendError, MissingDependencyError, OptionError, suggest
-from dit_compile.ir.interface import OutputKind
+from dit_compile.ir.interface import AHEAD, ROWS, OutputKind
 from dit_compile.runtime.generation import Hold
 
 Array = np.ndarray[Any, Any]
@@ -69,8 +69,13 @@ class Graphs:
         self.hold: Hold = HeldArray.of
         self._graphs = manifest.graphs
         self._device = _DEVICES.get(_name(options.providers[0]), "cpu") if options.providers else ""
+        ahead = {g.file for name, g in manifest.graphs.items() if name in (*AHEAD, ROWS)}
+        # What runs once a generation is not worth laying out, unless the caller's settings say so.
+        once = options if options.session_options else replace(options, prepack=False)
         files = dict.fromkeys(graph.file for graph in manifest.graphs.values())
-        self._sessions = {file: open_session(folder / file, options) for file in files}
+        self._sessions = {
+            file: open_session(folder / file, once if file in ahead else options) for file in files
+        }
         self._idle = {file: _idle_inputs(session) for file, session in self._sessions.items()}
 
     def take(self, spec: Value, value: Any) -> Array:

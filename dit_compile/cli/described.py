@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from dit_compile.bundle.folder import check_files, read_manifest
+from dit_compile.bundle.folder import open_bundle
 from dit_compile.bundle.manifest import Manifest, Value
 from dit_compile.bundle.policy import from_data
 from dit_compile.errors import OptionError
@@ -33,8 +33,7 @@ def explain(args: argparse.Namespace) -> None:
     for name in ("analysis", "diff", "markdown", "html", "graph", "bind", "trajectory", "plot"):
         if getattr(args, name) not in (None, False, []):
             raise OptionError(f"--{name} is of a model; a bundle takes --json alone")
-    manifest = read_manifest(Path(args.target))
-    check_files(Path(args.target), manifest)
+    manifest = open_bundle(Path(args.target))
     if args.json:
         sys.stdout.write(manifest.to_json())
         return

@@ -12,8 +12,14 @@ import onnx
 import pytest
 
 import dit_compile as ditc
-from dit_compile.bundle.folder import file_entry, new_folder, open_bundle
-from dit_compile.errors import BundleError
+from dit_compile.bundle.folder import (
+    checked_files,
+    file_entry,
+    new_folder,
+    open_bundle,
+    read_manifest,
+)
+from dit_compile.errors import BackendError, BundleError
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -72,6 +78,16 @@ class TestDamage:
     def test_a_manifest_that_is_no_text(self, bundle: Path) -> None:
         (bundle / "manifest.json").write_bytes(b"\xff\xfe{}")
         refused(bundle, "no text")
+
+    def test_damaged_weights_explain_what_else_fails(self, bundle: Path) -> None:
+        (bundle / "weights.bin").write_bytes(bytes((bundle / "weights.bin").stat().st_size))
+        message = "weights.bin is not the file that was exported"
+        with (
+            pytest.raises(BundleError, match=message) as caught,
+            checked_files(bundle, read_manifest(bundle)),
+        ):
+            raise BackendError("a consequence")
+        assert isinstance(caught.value.__context__, BackendError)
 
     def test_sizes_alone(self, bundle: Path) -> None:
         data = bytearray((bundle / "weights.bin").read_bytes())

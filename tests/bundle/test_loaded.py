@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import dit_compile as ditc
+from dit_compile.bundle import sessions
+from dit_compile.bundle.sessions import RuntimeOptions, open_session
 from dit_compile.errors import BackendError, BundleError, OptionError
 from tests.runtime.loops import TIMES, Loop, Toy, alone, assert_same, every, label
 
@@ -149,6 +151,21 @@ class TestResults:
         loaded = ditc.load(split, prepack=False, intra_op_num_threads=1)
         loop = Loop(label(2))
         assert_same(run(loaded, loop), alone(toy, loop, every(2, 8)))
+
+    def test_what_runs_once_is_not_laid_out(
+        self, merged: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened: dict[str, bool] = {}
+
+        def spy(path: Path, options: RuntimeOptions) -> Any:
+            opened[path.name] = options.prepack
+            return open_session(path, options)
+
+        monkeypatch.setattr(sessions, "open_session", spy)
+        ditc.load(merged)
+        assert opened == {"prologue.onnx": False, "table.onnx": False, "step.onnx": True}
+        ditc.load(merged, session_options=onnxruntime.SessionOptions())
+        assert all(opened.values())  # the caller's settings, shared by all, are not changed
 
     def test_without_torch(self, merged: Path, toy: Toy, tmp_path: Path) -> None:
         loop = Loop(label(2))
