@@ -126,7 +126,12 @@ def _interface(program: Program, written: Written) -> dict[str, tuple[Value, ...
         spec = program.inputs[name]
         described = _described(examples[name], sizes, written.dtypes, name)
         return replace(
-            described, path=spec.path, binding=str(spec.binding), settled=spec.settled, age=spec.age
+            described,
+            path=spec.path,
+            binding=str(spec.binding),
+            settled=spec.settled,
+            age=spec.age,
+            peer=spec.peer,
         )
 
     def of_kind(kind: InputKind) -> tuple[Value, ...]:

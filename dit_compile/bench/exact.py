@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress
-from rich.table import Table
 
 from dit_compile.analysis.roofline import Roofline, load_or_measure
 from dit_compile.bench.cases import find_case
 from dit_compile.bench.plot import save_plot
 from dit_compile.bench.process import run_apart
+from dit_compile.bench.results import Results, between, gibibytes
 from dit_compile.bench.ways import find_way
 from dit_compile.bench.worker import Job, Measured
 from dit_compile.config import environment_with_inductor_cache
 from dit_compile.errors import OptionError
-from dit_compile.files import write_atomically
 from dit_compile.optional import require
 from dit_compile.quality.bootstrap import bootstrap
 from dit_compile.report.terminal import JobProgress, terminal
@@ -94,18 +90,7 @@ class Row:
     peak_bytes: int | None = None
 
 
-@dataclass
-class Results:
-    """All rows, and what they hold for."""
-
-    date: str
-    command: str
-    options: dict[str, Any]
-    setup: dict[str, str]
-    rows: list[Row] = field(default_factory=list)
-
-
-def run_bench(options: BenchOptions) -> Results:
+def run_bench(options: BenchOptions) -> Results[Row]:
     """Measure, print the table, and write JSON and a plot, anew after each model.
 
     Raises:
@@ -115,20 +100,16 @@ def run_bench(options: BenchOptions) -> Results:
     """
     _check(options)
     roofline = load_or_measure(options.device)
-    date = datetime.date.today().isoformat()
-    results = Results(date, options.command, asdict(options), dict(roofline.setup))
+    results = Results[Row](options.command, asdict(options), roofline.setup)
     with JobProgress() as progress:
         for model in options.models:
             results.rows += _rows(model, options, roofline, progress)
-            _save(results, Path(options.out))
-    terminal().print(_table(results))
+            results.save(Path(options.out) / "exact.json")
+            save_plot(Path(options.out) / "exact.png", results.rows)
+    what = f"{options.dtype}, batch {options.batch}"
+    table = results.table(what, ("model", "way"), _COLUMNS, (_cells(row) for row in results.rows))
+    terminal().print(table)
     return results
-
-
-def _save(results: Results, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "exact.json", json.dumps(asdict(results), indent=2) + "\n")
-    save_plot(out / "exact.png", results.rows)
 
 
 def _check(options: BenchOptions) -> None:
@@ -190,36 +171,19 @@ def _interval(ratios: Sequence[float]) -> tuple[float, float]:
     return bootstrap(len(ratios), lambda at: statistics.median(ratios[i] for i in at.tolist()))
 
 
-def _table(results: Results) -> Table:
-    options = results.options
-    table = Table(
-        title=f"{options['dtype']}, batch {options['batch']}, {results.setup['processor']}, "
-        f"torch {results.setup['torch']}, {results.date}",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
-    for title in ("model", "way"):
-        table.add_column(title)
-    for title in _COLUMNS:
-        table.add_column(title, justify="right")
-    last = ""
-    for row in results.rows:
-        table.add_row(row.model if row.model != last else "", row.way, *_cells(row))
-        last = row.model
-    return table
-
-
 _COLUMNS = ("s/step", "speed-up", "95 %", "roofline", "error", "cold", "warm", "peak")
 
 
-def _cells(row: Row) -> Iterator[str]:
-    low, high = row.interval
-    yield f"{row.seconds:.3f}"
-    yield f"{row.speedup:.2f}x"
-    yield f"{low:.2f} to {high:.2f}"
-    yield f"{100 * row.share:.0f} %"
-    yield f"{row.error:.0e}"
-    yield f"{row.cold:.1f} s" if row.cold is not None else "-"
-    yield f"{row.warm:.1f} s" if row.warm is not None else "-"
-    yield f"{row.peak_bytes / 2**30:.1f} GiB" if row.peak_bytes is not None else "-"
+def _cells(row: Row) -> list[str]:
+    return [
+        row.model,
+        row.way,
+        f"{row.seconds:.3f}",
+        f"{row.speedup:.2f}x",
+        between(row.interval),
+        f"{100 * row.share:.0f} %",
+        f"{row.error:.0e}",
+        f"{row.cold:.1f} s" if row.cold is not None else "-",
+        f"{row.warm:.1f} s" if row.warm is not None else "-",
+        gibibytes(row.peak_bytes) if row.peak_bytes is not None else "-",
+    ]

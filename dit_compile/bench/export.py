@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from rich.table import Table
 
 from dit_compile.analysis.roofline import describe_setup
 from dit_compile.bench.cases import find_case
 from dit_compile.bench.exported import PLAIN, ExportJob, Opened, Sampled, Wrote
 from dit_compile.bench.process import run_apart
+from dit_compile.bench.results import Results, between, generation_ratio, gibibytes
 from dit_compile.errors import OptionError
-from dit_compile.files import write_atomically
 from dit_compile.optional import require
 from dit_compile.pipeline.pipeline import Pipeline
-from dit_compile.quality.bootstrap import bootstrap
 from dit_compile.report.terminal import JobProgress, terminal
 
 
@@ -73,18 +69,7 @@ class Row:
     interval: tuple[float, float]
 
 
-@dataclass
-class Results:
-    """All rows, and what they hold for."""
-
-    date: str
-    command: str
-    options: dict[str, Any]
-    setup: dict[str, str]
-    rows: list[Row] = field(default_factory=list)
-
-
-def run_export_bench(options: ExportBenchOptions) -> Results:
+def run_export_bench(options: ExportBenchOptions) -> Results[Row]:
     """Measure, print the table and write JSON.
 
     Raises:
@@ -93,14 +78,13 @@ def run_export_bench(options: ExportBenchOptions) -> Results:
     """
     for module, extra in (("diffusers", "bench"), ("onnxruntime", "onnx"), ("onnxscript", "onnx")):
         require(module, extra)
-    date = datetime.date.today().isoformat()
-    results = Results(date, options.command, asdict(options), describe_setup("cpu"))
+    results = Results[Row](options.command, asdict(options), describe_setup("cpu"))
     with JobProgress() as progress, tempfile.TemporaryDirectory() as folder:
         results.rows += _rows(options, folder, progress)
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "export.json", json.dumps(asdict(results), indent=2) + "\n")
-    terminal().print(_table(results))
+    results.save(Path(options.out) / "export.json")
+    what = f"{options.model}, float32, batch {options.batch}, {options.steps} steps"
+    table = results.table(what, ("way",), _COLUMNS, (_cells(row) for row in results.rows))
+    terminal().print(table)
     return results
 
 
@@ -123,49 +107,24 @@ def _rows(options: ExportBenchOptions, folder: str, progress: Progress) -> Itera
     sampled = Sampled(**run("sample", *ways))
     base = sampled.seconds[PLAIN]
     for way, seconds in sampled.seconds.items():
-        speedup, interval = _ratio(base, seconds)
+        speedup, interval = generation_ratio(base, seconds)
         mean = sum(seconds) / len(seconds)
         yield Row(way, wrote[way], opened[way], mean, speedup, interval)
-
-
-def _ratio(base: Sequence[float], own: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """The ratio of two generations whose steps took turns, and its 95 % interval."""
-    theirs, ours = torch.tensor(base), torch.tensor(own)
-    interval = bootstrap(len(base), lambda at: float(theirs[at].sum() / ours[at].sum()))
-    return float(theirs.sum() / ours.sum()), interval
-
-
-def _table(results: Results) -> Table:
-    options = results.options
-    table = Table(
-        title=f"{options['model']}, float32, batch {options['batch']}, {options['steps']} steps, "
-        f"{results.setup['processor']}, torch {results.setup['torch']}, {results.date}",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
-    table.add_column("way")
-    for title in _COLUMNS:
-        table.add_column(title, justify="right")
-    for row in results.rows:
-        table.add_row(row.way, *_cells(row))
-    return table
 
 
 _COLUMNS = ("export", "peak", "on disk", "load", "resident", "s/step", "speed-up", "95 %", "error")
 
 
-def _cells(row: Row) -> Iterator[str]:
-    yield f"{row.wrote.seconds:.1f} s"
-    yield _gib(row.wrote.peak_bytes)
-    yield _gib(row.wrote.disk_bytes)
-    yield f"{row.opened.seconds:.1f} s"
-    yield _gib(row.opened.resident_bytes)
-    yield f"{row.seconds:.3f}"
-    yield f"{row.speedup:.2f}x"
-    yield f"{row.interval[0]:.2f} to {row.interval[1]:.2f}"
-    yield f"{row.opened.error:.0e}"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def _cells(row: Row) -> list[str]:
+    return [
+        row.way,
+        f"{row.wrote.seconds:.1f} s",
+        gibibytes(row.wrote.peak_bytes),
+        gibibytes(row.wrote.disk_bytes),
+        f"{row.opened.seconds:.1f} s",
+        gibibytes(row.opened.resident_bytes),
+        f"{row.seconds:.3f}",
+        f"{row.speedup:.2f}x",
+        between(row.interval),
+        f"{row.opened.error:.0e}",
+    ]

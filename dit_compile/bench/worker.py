@@ -49,6 +49,12 @@ class Job:
     blocks: int | None
     threads: int
 
+    @classmethod
+    def parse(cls, text: str) -> Job:
+        """Read what ``asdict`` and JSON made of one."""
+        data = json.loads(text)
+        return cls(**{**data, "ways": tuple(data["ways"])})
+
 
 @dataclass
 class Measured:
@@ -82,7 +88,7 @@ def measure(job: Job) -> Measured:
             call = find_way(name).compile(model)
             if name == "ditc":
                 stack.enter_context(session(timesteps=clock))
-            runs[name] = _stepper(call, case, inputs, job)
+            runs[name] = stepper(call, case, inputs, job)
             started = time.perf_counter()
             runs[name](clock[0])
             measured.first_call[name] = time.perf_counter() - started
@@ -94,7 +100,7 @@ def measure(job: Job) -> Measured:
                     measured.seconds[name].append(time.perf_counter() - started)
         if job.repeats:
             with FlopCounterMode(display=False) as counter:
-                want = _stepper(model, case, inputs, job)(clock[1]).double()
+                want = stepper(model, case, inputs, job)(clock[1]).double()
             measured.flops = counter.get_total_flops()
             for name, run in runs.items():
                 have = run(clock[1]).double()
@@ -104,7 +110,7 @@ def measure(job: Job) -> Measured:
     return measured
 
 
-def _stepper(
+def stepper(
     call: Callable[..., Any], case: Case, inputs: dict[str, Any], job: Job
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """One step at a timestep, waiting for its result."""
@@ -127,8 +133,7 @@ def _peak_bytes(device: str) -> int:
 
 def main(text: str) -> None:
     """Run the job that ``text`` holds, and print what came of it."""
-    data = json.loads(text)
-    job = Job(**{**data, "ways": tuple(data["ways"])})
+    job = Job.parse(text)
     torch.set_num_threads(job.threads)
     sys.stdout.write(json.dumps(asdict(measure(job))) + "\n")
 

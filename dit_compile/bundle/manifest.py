@@ -31,6 +31,7 @@ class Value:
         binding: when it is known: ``invariant``, ``timestep`` or ``latent``.
         settled: whether ``binding`` was shown or declared, and is not just the safe assumption.
         age: of a state, how many newer values of the same path are kept.
+        peer: of a state: not the stream's own, but that of its peer, from this same step.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Value:
     binding: str = "latent"
     settled: bool = True
     age: int = 0
+    peer: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Schedule:
         variants: the graphs by mask.
         probe: the graph that runs before the others at each step, else empty.
         judge: the graph that measures by what a dynamic policy decides, else empty.
+        critic: the graph that measures it after a full step of a stream with a peer, else empty.
     """
 
     full: str
@@ -113,6 +116,7 @@ class Schedule:
     variants: tuple[Variant, ...] = ()
     probe: str = ""
     judge: str = ""
+    critic: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ class Manifest:
             InputKind.DERIVED: self.derived,
         }
         return [
-            Input(v.name, kind, v.path, Binding[v.binding.upper()], v.settled, v.age)
+            Input(v.name, kind, v.path, Binding[v.binding.upper()], v.settled, v.age, v.peer)
             for kind, values in kinds.items()
             for v in values
         ]
@@ -249,6 +253,7 @@ def _parsed(data: dict[str, Any]) -> Manifest:
             tuple(Variant(tuple(v["mask"]), v["graph"]) for v in schedule["variants"]),
             schedule["probe"],
             schedule["judge"],
+            schedule.get("critic", ""),
         ),
     }
     return Manifest(**parsed)
@@ -262,7 +267,8 @@ def _check_references(manifest: Manifest) -> None:
     )
     schedule = manifest.schedule
     _known("weights", [manifest.weights] if manifest.weights else [], manifest.files)
-    names = [schedule.full, schedule.probe, schedule.judge, *(v.graph for v in schedule.variants)]
+    helpers = [schedule.probe, schedule.judge, schedule.critic]
+    names = [schedule.full, *helpers, *(v.graph for v in schedule.variants)]
     _known("schedule", [name for name in names if name], manifest.graphs)
     targets = {
         OutputKind.USER.value: results,
@@ -282,7 +288,9 @@ def _check_references(manifest: Manifest) -> None:
         for output in graph.outputs:
             _known(f"graph {name!r}: outputs", [output.value], targets[output.kind])
             made[output.kind].add(output.value)
-    latest = [value.name for value in manifest.states if value.age == 0]
+    latest = [value.name for value in manifest.states if value.age == 0 and not value.peer]
+    own = {value.path for value in manifest.states if not value.peer}
+    _known("states", [value.path for value in manifest.states if value.peer], own)
     _known("states", latest, made[OutputKind.STATE.value])
     _known("derived", derived, made[OutputKind.DERIVED.value])
 

@@ -30,6 +30,7 @@ def to_data(schedule: Schedule) -> saved.Schedule:
         tuple(saved.Variant(tuple(row), graph) for row, graph in schedule.variants),
         schedule.probe,
         schedule.judge,
+        schedule.critic,
     )
 
 
@@ -50,6 +51,7 @@ def from_data(data: saved.Schedule) -> Schedule:
         variants=tuple((item.mask, item.graph) for item in data.variants),
         probe=data.probe,
         judge=data.judge,
+        critic=data.critic,
     )
 
 

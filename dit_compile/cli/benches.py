@@ -62,3 +62,23 @@ def bench_export(args: argparse.Namespace) -> None:
             command=args.command_line,
         )
     )
+
+
+def bench_loop(args: argparse.Namespace) -> None:
+    """``ditc bench loop``: what a cache saves on full-size models."""
+    from dit_compile.bench.loop import LoopBenchOptions, run_loop_bench
+
+    run_loop_bench(
+        LoopBenchOptions(
+            models=tuple(args.models.split(",")),
+            passes=tuple(args.passes),
+            dtype=args.dtype,
+            device=args.device,
+            batch=args.batch,
+            steps=args.steps,
+            generations=args.generations,
+            blocks=args.blocks,
+            out=args.out,
+            command=args.command_line,
+        )
+    )

@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = bench.add_subparsers(required=True, metavar="what")
     _add_bench_exact(kinds.add_parser("exact", help="the exact passes, on full-size models"))
     _add_bench_cache(kinds.add_parser("cache", help="caching, on the bundled models"))
+    _add_bench_loop(kinds.add_parser("loop", help="what a cache saves on full-size models"))
     _add_bench_export(kinds.add_parser("export", help="bundles, against torch.onnx.export"))
 
     roofline = subs.add_parser("roofline", help="measure this machine's peak rates")
@@ -231,31 +232,46 @@ def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
 def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
     exact.add_argument("--models", default="dit-xl-2-256,pixart-sigma-512", help="(%(default)s)")
     exact.add_argument("--ways", default="eager,default,best,ditc", help="(%(default)s)")
-    exact.add_argument("--dtype", default="bfloat16", help="(%(default)s)")
-    exact.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    exact.add_argument("--batch", type=int, default=2, help="latents at a time (%(default)s)")
-    exact.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    _add_device(exact)
+    _add_sizes(exact, steps=50)
     exact.add_argument("--repeats", type=int, default=7, help="timed steps (%(default)s)")
-    exact.add_argument("--blocks", type=int, help="cut the models to this many blocks of each kind")
     exact.add_argument("--no-compile-times", action="store_true", help="steady state alone")
-    exact.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
     exact.set_defaults(command=_lazily("benches", "bench_exact"))
+
+
+def _add_bench_loop(loop: argparse.ArgumentParser) -> None:
+    loop.add_argument(
+        "--models", default="dit-xl-2-256,pixart-sigma-512,flux-1-512", help="(%(default)s)"
+    )
+    _add_pipelines(loop, ["fast"])
+    _add_device(loop)
+    _add_sizes(loop, steps=20)
+    loop.add_argument("--generations", type=int, default=1, help="timed ones (%(default)s)")
+    loop.set_defaults(command=_lazily("benches", "bench_loop"))
 
 
 def _add_bench_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--model", default="dit-xl-2-256", help="(%(default)s)")
-    export.add_argument(
-        "--passes",
-        nargs="+",
-        default=["exact", "fast"],
-        metavar="TEXT",
-        help="pipelines or presets, a bundle of each (exact fast)",
-    )
-    export.add_argument("--batch", type=int, default=2, help="latents at a time (%(default)s)")
-    export.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
-    export.add_argument("--blocks", type=int, help="cut the model to this many blocks of each kind")
-    export.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
+    _add_pipelines(export, ["exact", "fast"])
+    _add_sizes(export, steps=50)
     export.set_defaults(command=_lazily("benches", "bench_export"))
+
+
+def _add_pipelines(bench: argparse.ArgumentParser, default: list[str]) -> None:
+    text = f"pipelines or presets ({' '.join(default)})"
+    bench.add_argument("--passes", nargs="+", default=default, metavar="TEXT", help=text)
+
+
+def _add_device(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--dtype", default="bfloat16", help="(%(default)s)")
+    bench.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+
+
+def _add_sizes(bench: argparse.ArgumentParser, steps: int) -> None:
+    bench.add_argument("--batch", type=int, default=2, help="latents at a time (%(default)s)")
+    bench.add_argument("--steps", type=int, default=steps, help="denoising steps (%(default)s)")
+    bench.add_argument("--blocks", type=int, help="cut the models to this many blocks of each kind")
+    bench.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
 
 
 def _add_target(

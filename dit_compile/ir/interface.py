@@ -41,6 +41,7 @@ class Input:
         binding: when its value is known.
         settled: whether ``binding`` was shown or declared, and is not just the safe assumption.
         age: of a state, how many newer values of the same path are kept.
+        peer: of a state: not this lane's own, but that of its peer, from this same step.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Input:
     binding: Binding
     settled: bool = False
     age: int = 0
+    peer: bool = False
 
 
 class OutputKind(enum.Enum):

@@ -99,6 +99,8 @@ class Schedule:
         variants: a row and the name of the graph that computes just that; the full one is first.
         probe: the graph that runs before the others at every step of a dynamic policy, else "".
         judge: the graph that compares what the probe found with state, else "".
+        critic: the graph that compares, after a full step, what a lane and its peer returned, else
+            "". Only a lane that has a peer then reuses anything.
     """
 
     full: str
@@ -108,6 +110,7 @@ class Schedule:
     variants: tuple[tuple[Row, str], ...] = ()
     probe: str = ""
     judge: str = ""
+    critic: str = ""
 
     @property
     def stateful(self) -> bool:
@@ -116,8 +119,13 @@ class Schedule:
 
     def graphs(self) -> Iterator[str]:
         """Names of all graphs that may run at a step."""
-        names = (self.full, *(name for _, name in self.variants), self.probe, self.judge)
-        return iter(dict.fromkeys(filter(None, names)))
+        served = (self.full, *(name for _, name in self.variants))
+        return iter(dict.fromkeys(filter(None, (*served, *self.helpers))))
+
+    @property
+    def helpers(self) -> tuple[str, ...]:
+        """Names of graphs that run beside one that serves a step, and return nothing to callers."""
+        return tuple(filter(None, (self.probe, self.judge, self.critic)))
 
     def row(self, step: Step, past: Sequence[Done]) -> Row:
         """What the policy asks for at ``step`` of a lane with this past."""

@@ -118,12 +118,14 @@ class Place:
         lane: the lane within the generation.
         doubt: why state of the lane's last step must not be reused, empty if it may.
         boundary: whether a generation begins here, or may: anything but a lane's next step.
+        peer: the generation's first lane, for the second one, if it has run at this step already.
     """
 
     step: Step
     lane: Lane
     doubt: str
     boundary: bool
+    peer: Lane | None = None
 
     @property
     def certain(self) -> bool:
@@ -177,7 +179,8 @@ class Tracker:
         if not follows:
             doubt = doubt or "a step was left out"
         lane.last_step = step.index
-        return Place(step, lane, doubt, boundary=step.index == 0 or not follows)
+        boundary = step.index == 0 or not follows
+        return Place(step, lane, doubt, boundary, _peer(generation, lane, step.index))
 
     @property
     def index(self) -> int:
@@ -325,6 +328,13 @@ class Tracker:
                 DitcWarning,
                 stacklevel=2,
             )
+
+
+def _peer(generation: Generation, lane: Lane, index: int) -> Lane | None:
+    """The lane that was evaluated before ``lane`` at this step, where there are two of them."""
+    first, second = (*generation.lanes, None, None)[:2]
+    is_second = lane is second and first is not None and first.last_step == index
+    return first if is_second else None
 
 
 def _is_new(generation: Generation, name: str, value: object) -> bool:

@@ -36,11 +36,14 @@ class States:
         inputs = list(inputs)
         ages: dict[str, list[Input]] = {}
         for spec in inputs:
-            if spec.kind is InputKind.STATE:
+            if spec.kind is InputKind.STATE and not spec.peer:
                 ages.setdefault(spec.path, []).append(spec)
         by_age = (sorted(specs, key=lambda spec: spec.age) for specs in ages.values())
         #: For the state that graphs return, the names of all that is kept of it.
         self._names = {specs[0].name: [spec.name for spec in specs] for specs in by_age}
+        own = {path: specs[0].name for path, specs in ages.items()}
+        #: For each state of the peer that graphs read, what it is called there.
+        self._peers = {spec.name: own[spec.path] for spec in inputs if spec.peer}
         self._forecasts = [
             (spec.name, spec.path) for spec in inputs if spec.kind is InputKind.COEFFICIENTS
         ]
@@ -48,6 +51,12 @@ class States:
     def missing(self, lane: Lane) -> str:
         """Why nothing can be reused in ``lane`` yet, empty if something can."""
         return "" if self._names.keys() <= lane.state.keys() else "nothing was computed before"
+
+    def of_peer(self, peer: Lane | None) -> dict[str, Any]:
+        """What graphs read of the peer's state; nothing where it has none, or there is no peer."""
+        kept = peer.state if peer is not None else {}
+        known = kept.keys() >= set(self._peers.values())
+        return {name: kept[theirs] for name, theirs in self._peers.items()} if known else {}
 
     def note_length(self, step: Step) -> None:
         """Say once that a schedule that was calibrated for another length is stretched."""

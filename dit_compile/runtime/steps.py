@@ -65,13 +65,15 @@ class Steps:
     def serve(self, values: Values, place: Place) -> Served:
         """Run one step of the lane at ``place``."""
         schedule, lane, step = self._schedule, place.lane, place.step
+        shared = self._states.of_peer(place.peer)
         values.update(lane.state)
+        values.update(shared)
         if schedule.probe:
             values.update(self._run(schedule.probe, values).named)
         name, computed = schedule.full, frozenset(schedule.groups)
         doubt = place.doubt or self._states.missing(lane)
         self._states.note_length(step)
-        if schedule.stateful and not doubt:
+        if schedule.stateful and not doubt and (shared or not schedule.critic):
             if schedule.judge:
                 step = replace(step, change=self._run(schedule.judge, values).measure)
             row, name = schedule.choose(schedule.row(step, lane.past))
@@ -80,8 +82,11 @@ class Steps:
         elif doubt:
             lane.why[doubt] += 1
         done = self._run(name, values)
-        if not math.isnan(done.measure):
-            step = replace(step, change=done.measure)
+        measure = done.measure
+        if shared and schedule.critic and name == schedule.full:
+            measure = self._run(schedule.critic, {**values, **done.named}).measure
+        if not math.isnan(measure):
+            step = replace(step, change=measure)
         self._states.keep(lane, done.named)
         self._states.record(lane, Done(step, computed))
         return Served(lane, step, name, done)

@@ -24,6 +24,7 @@ from dit_compile.ir.program import (
     output_node,
 )
 from dit_compile.ir.purity import is_random
+from dit_compile.passes.block_cache.angle import angle
 from dit_compile.passes.block_cache.insertion import drop_dead
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -36,7 +37,7 @@ def add_half(program: Program, rw: Rewriter, which: str) -> bool:
     """Add a graph that computes one half of the batch, and returns it for both halves.
 
     The main graph then measures how far its two halves are apart, and this graph says that they
-    are not: the largest of ``1 - cos`` over the pairs of samples.
+    are not.
 
     Args:
         program: the Program.
@@ -169,23 +170,21 @@ def _argument_names(node: fx.Node) -> list[str]:
 
 
 def _distance(rw: Rewriter, result: fx.Node, samples: Samples) -> fx.Node:
-    """The largest ``1 - cos`` between a sample of one half and its fellow in the other."""
-    end = output_node(rw.graph)
-
-    def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        return rw.call(target, *args, before=end, replaces=[result], **kwargs)
-
-    wide = call(aten._to_copy.default, result, dtype=torch.float32)
+    """How far the two halves are apart."""
     half = samples.batch // 2
-    one, two = (call(aten.slice.Tensor, wide, 0, start, start + half) for start in (0, half))
-    rest = list(range(1, tensor_of(result).dim()))
-
-    def dot(left: fx.Node, right: fx.Node) -> fx.Node:
-        return call(aten.sum.dim_IntList, call(aten.mul.Tensor, left, right), rest)
-
-    sizes = call(aten.mul.Tensor, dot(one, one), dot(two, two))
-    cosine = call(aten.mul.Tensor, dot(one, two), call(aten.rsqrt.default, sizes))
-    return call(aten.rsub.Scalar, call(aten.amin.default, cosine, [0]), 1.0)
+    one, two = (
+        rw.call(
+            aten.slice.Tensor,
+            result,
+            0,
+            start,
+            start + half,
+            before=output_node(rw.graph),
+            replaces=[result],
+        )
+        for start in (0, half)
+    )
+    return angle(rw, one, two)
 
 
 def _number(rw: Rewriter, value: float, device: torch.device, before: fx.Node) -> fx.Node:

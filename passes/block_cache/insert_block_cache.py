@@ -27,6 +27,7 @@ from dit_compile.passes.block_cache.policies import POLICIES
 from dit_compile.passes.block_cache.policy import CachePolicy
 from dit_compile.passes.block_cache.probe import JUDGE, PROBE, REST, Probe, split
 from dit_compile.passes.block_cache.record import Record
+from dit_compile.passes.block_cache.second_call import CRITIC, SKIP, add_second_call
 from dit_compile.passes.block_cache.sites import Candidates, Site
 from dit_compile.passes.block_cache.worth import within
 from dit_compile.pipeline.base import Kind, Pass, changed_fields, coerce, unknown_option
@@ -135,8 +136,8 @@ class InsertBlockCache(Pass):
         if program.schedule.stateful:
             raise PipelineError(f"{self.name} is in the pipeline twice; leave one out")
         rw.graph_name = MAIN
-        if self.policy.half:
-            self._leave_out_half(program, rw)
+        if self.policy.half or self.policy.second_call:
+            self._leave_out(program, rw)
             return
         found = Candidates(program)
         sites, rows = _first(rw.left, *self._decide(found, rw))
@@ -156,8 +157,8 @@ class InsertBlockCache(Pass):
             program.schedule = Schedule(REST, self.policy, groups, named, variants, PROBE, JUDGE)
         rw.note(f"{len(variants)} variants, {len(sites)} sites, {self.policy.describe()}")
 
-    def _leave_out_half(self, program: Program, rw: Rewriter) -> None:
-        """Make a variant for half the batch, where the policy may leave out the other half."""
+    def _leave_out(self, program: Program, rw: Rewriter) -> None:
+        """Make a variant without one of guidance's predictions, where the policy may skip it."""
         if self.max_state_bytes is not None or self.state_dtype is not None or self.only:
             raise PipelineError(
                 f"{self.name}: method={self.policy.method} keeps no state; leave out "
@@ -165,10 +166,18 @@ class InsertBlockCache(Pass):
             )
         if (0,) not in self.policy.rows(("guidance",)):
             rw.note(f"{self.policy.describe()} computes every step, so no cache is inserted")
-        elif add_half(program, rw, self.policy.half):
-            variants = (((1,), MAIN), ((0,), HALF))
-            program.schedule = Schedule(MAIN, self.policy, ("guidance",), variants=variants)
-            rw.note(f"{len(variants)} variants, {self.policy.describe()}")
+        elif self.policy.half and add_half(program, rw, self.policy.half):
+            self._choose(program, rw, HALF)
+        elif self.policy.second_call and add_second_call(program, rw):
+            self._choose(program, rw, SKIP, CRITIC)
+
+    def _choose(self, program: Program, rw: Rewriter, name: str, critic: str = "") -> None:
+        """Let the policy choose between a full step and the graph ``name``."""
+        variants = (((1,), MAIN), ((0,), name))
+        program.schedule = Schedule(
+            MAIN, self.policy, ("guidance",), variants=variants, critic=critic
+        )
+        rw.note(f"{len(variants)} variants, {self.policy.describe()}")
 
     def _decide(self, found: Candidates, rw: Rewriter) -> tuple[Sequence[Site], Sequence[Row]]:
         """The sites that may be kept, and the policy's rows of their groups."""

@@ -82,7 +82,7 @@ def states_of(
     states = []
     for number, kept in enumerate(site.kept):
         path = f"{site.path}.{number}" if number else site.path
-        names = tuple(_declare(rw.program, path, age) for age in range(depth))
+        names = tuple(declare(rw.program, path, age=age) for age in range(depth))
         states.append(State(kept, site.group, names, _stored(rw, kept, dtype)))
     return states
 
@@ -140,12 +140,14 @@ def drop_dead(program: Program, graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _declare(program: Program, path: str, age: int) -> str:
-    """A new state input."""
-    name = identifier(f"state.{path}" + (f".{age}" if age else ""))
+def declare(program: Program, path: str, *, age: int = 0, peer: bool = False) -> str:
+    """A new state input; its name."""
+    name = identifier(("peer." if peer else "state.") + path + (f".{age}" if age else ""))
     while name in program.inputs:
         name += "_"
-    program.inputs[name] = Input(name, InputKind.STATE, path, Binding.LATENT, settled=True, age=age)
+    program.inputs[name] = Input(
+        name, InputKind.STATE, path, Binding.LATENT, settled=True, age=age, peer=peer
+    )
     return name
 
 
@@ -172,10 +174,10 @@ def _read_states(
             name = _coefficients(program, state)
             if name not in inputs:
                 value = _row_of(program, state)
-                inputs[name] = _placeholder(graph, first, name, value, Origin(state.group))
+                inputs[name] = placeholder(graph, first, name, value, Origin(state.group))
         for name in state.names:
             origin = Origin(program.inputs[name].path, *_provenance(state.kept.value))
-            inputs[name] = _placeholder(graph, first, name, tensor_of(state.stored), origin)
+            inputs[name] = placeholder(graph, first, name, tensor_of(state.stored), origin)
     for state in states:
         old = current[state.kept.value.name]
         made = _Made(program, graph, old)
@@ -209,9 +211,10 @@ class _Made:
         return node
 
 
-def _placeholder(
+def placeholder(
     graph: fx.Graph, before: fx.Node, name: str, value: torch.Tensor, origin: Origin
 ) -> fx.Node:
+    """An input of ``graph`` in front of the node ``before``."""
     with graph.inserting_before(before):
         node = graph.placeholder(name)
     node.meta["val"], node.meta["origin"] = value, origin

@@ -51,6 +51,11 @@ class CachePolicy:
         return ""
 
     @property
+    def second_call(self) -> bool:
+        """Whether a variant stands for the second of a step's two calls, by the first's results."""
+        return False
+
+    @property
     def steps(self) -> int | None:
         """The number of steps that it was calibrated for, ``None`` if it was not."""
         return None

@@ -25,11 +25,13 @@ class SkipGuidance(CachePolicy):
     is computed and stands for both, so that guidance leaves it as it is. Here every pair of samples
     of a batch must reach it.
 
-    It is for guidance by a doubled batch. Pipelines differ in which half is which, so that is said
-    and not guessed.
+    Pipelines differ in which prediction is which, so that is said and not guessed. Of guidance by a
+    doubled batch, half the batch is left out; of guidance by two calls, the second one, which must
+    be the unconditional one.
 
     Attributes:
-        conditional: the half of the batch that is conditional, ``first`` or ``second``.
+        conditional: which prediction is conditional: the ``first`` or the ``second`` half of the
+            batch, or that of the ``first-call`` of each step.
         gamma: cosine of the predictions from which on they are taken to be one; 1 computes every
             step in full.
     """
@@ -39,17 +41,22 @@ class SkipGuidance(CachePolicy):
     gamma: float = 0.991
 
     def __post_init__(self) -> None:
-        self.one_of("conditional", ("first", "second"))
+        self.one_of("conditional", ("first", "second", "first-call"))
         self.between("gamma", -1, 1)
 
     @property
     def half(self) -> str:
         """The conditional one."""
-        return self.conditional
+        return "" if self.second_call else self.conditional
+
+    @property
+    def second_call(self) -> bool:
+        """Whether guidance is by two calls."""
+        return self.conditional == "first-call"
 
     @property
     def dynamic(self) -> bool:
-        """The two halves of each full step are compared."""
+        """The two predictions of each full step are compared."""
         return True
 
     def ladder(self) -> Sequence[Self]:
@@ -61,7 +68,7 @@ class SkipGuidance(CachePolicy):
         return []
 
     def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
-        """Whether no step before this one has found the halves parallel."""
+        """Whether no step before this one has found the predictions parallel."""
         changes = (done.step.change for done in past)
         return not any(change is not None and change <= 1 - self.gamma for change in changes)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dit_compile.bench.export import ExportBenchOptions, _ratio, run_export_bench
+from dit_compile.bench.export import ExportBenchOptions, run_export_bench
 from dit_compile.bench.exported import PLAIN
 from dit_compile.bench.process import peak_resident_bytes, resident_bytes, run_apart
 from dit_compile.errors import DitcError, OptionError, PipelineError
@@ -20,13 +20,6 @@ def test_what_it_cannot_measure() -> None:
         ExportBenchOptions("dit-xl-2-256", ("fsat",))
     with pytest.raises(OptionError, match="5 steps"):
         ExportBenchOptions("dit-xl-2-256", steps=4)
-
-
-def test_the_ratio_is_of_whole_generations() -> None:
-    ratio, (low, high) = _ratio([2.0] * 6, [3.0, 1.0, 1.0, 3.0, 1.0, 1.0])
-    assert ratio == pytest.approx(1.2)
-    assert low < 1.2 < high
-    assert _ratio([2.0] * 6, [1.0] * 6) == (2.0, (2.0, 2.0))
 
 
 def test_memory_is_that_of_this_process() -> None:

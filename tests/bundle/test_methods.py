@@ -17,6 +17,7 @@ from tests.runtime.loops import (
     assert_same,
     closing_halves,
     label,
+    prompt,
 )
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,17 @@ def test_half_a_batch(toy: Toy, tmp_path: Path, form: str) -> None:
     check(toy, tmp_path, method, form, closing_halves())
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_second_call(toy: Toy, tmp_path: Path, form: str) -> None:
+    method = "method=skip-guidance,conditional=first-call,gamma=0.9"
+    pairs = [
+        {**call, "x": (1 + step) ** 2 * call["x"], "y": prompt(number)}
+        for step, call in enumerate(Loop(prompt(0)))
+        for number in (0, 1)
+    ]
+    check(toy, tmp_path, method, form, pairs)
+
+
 def check(toy: Toy, folder: Path, method: str, form: str, calls: list[Inputs]) -> None:
     """Run the same calls in the compiled model and in its bundle."""
     written, read = FORMS[form]
@@ -65,5 +77,5 @@ def check(toy: Toy, folder: Path, method: str, form: str, calls: list[Inputs]) -
     with ditc.session(loaded, timesteps=TIMES) as session:
         got = [loaded(**call)[0] for call in calls]
         assert session.summary() == decided
-    assert 0 < decided["computed"] < len(TIMES)
+    assert 0 < decided["computed"] < len(calls)
     assert_same(got, want)

@@ -89,7 +89,7 @@ class TestPolicy:
         assert after.schedule.mask(50) is None
 
     def test_which_half_is_conditional_is_never_guessed(self) -> None:
-        with pytest.raises(PipelineError, match="conditional is one of first, second, not"):
+        with pytest.raises(PipelineError, match="is one of first, second, first-call, not"):
             Pipeline.parse("insert-block-cache{method=skip-guidance}")
 
     def test_what_holds_for_states_is_refused(self) -> None:
