@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from dit_compile import ops
 from dit_compile.errors import AnalysisError
+from dit_compile.ir.schema import argument
 
 aten = torch.ops.aten
 
@@ -67,20 +68,6 @@ def _stored(tensor: torch.Tensor) -> sympy.Expr:
         strides = map(expression_of, tensor.stride())
         sizes = [size for size, stride in zip(sizes, strides, strict=True) if stride != 0]
     return sympy.Mul(tensor.dtype.itemsize, *sizes)
-
-
-def argument(node: fx.Node, name: str) -> Any:
-    """The argument that the operator's schema calls ``name``, or its default.
-
-    Raises:
-        AnalysisError: the operator has no such argument.
-    """
-    for position, spec in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if spec.name == name:
-            if position < len(node.args):
-                return node.args[position]
-            return node.kwargs.get(name, spec.default_value)
-    raise AnalysisError(f"{node.target} has no argument {name!r}")
 
 
 # --- registry --------------------------------------------------------------------------------

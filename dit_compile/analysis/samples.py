@@ -12,6 +12,7 @@ from torch import fx
 
 from dit_compile.analysis.sizes import Miss
 from dit_compile.ir.program import AHEAD, MAIN, InputKind, OutputKind, Program, output_args
+from dit_compile.ir.schema import argument_names, arguments
 
 #: A size as it was traced.
 Size = int | torch.SymInt
@@ -219,7 +220,7 @@ class _Search:
         carrying = any(arg in self._dims for arg in node.all_input_nodes)
         if not (carrying or name in SPREADING) or not _has_tensor(node.meta.get("val")):
             return None
-        rule = RULES.get(name) or _general_rule(node.target)
+        rule = RULES.get(name) or _general_rule(node)
         if rule is None:
             raise MixedError("it is not known to keep samples apart")
         shape = shape_of(node)
@@ -236,20 +237,14 @@ class _Search:
             value = arg.meta.get("val")
             return Value(shape_of(arg), self._dims.get(arg)) if _has_tensor(value) else value
 
-        schema = getattr(node.target, "_schema", None)
-        declared = schema.arguments if schema is not None else ()
-        given = dict(zip([a.name for a in declared], node.args, strict=False)) | node.kwargs
-        defaults = {a.name: a.default_value for a in declared}
-        return defaults | {name: fx.map_arg(value, replaced) for name, value in given.items()}
+        return {name: fx.map_arg(value, replaced) for name, value in arguments(node).items()}
 
 
-def _general_rule(target: Any) -> Rule | None:
+def _general_rule(node: fx.Node) -> Rule | None:
     """The rule of all pointwise operators, or of all that take a value from a whole dimension."""
-    if torch.Tag.pointwise in getattr(target, "tags", ()):
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
         return RULES["*"]
-    schema = getattr(target, "_schema", None)
-    reduces = schema is not None and any(each.name == "keepdim" for each in schema.arguments)
-    return RULES["keepdim"] if reduces else None
+    return RULES["keepdim"] if "keepdim" in argument_names(node) else None
 
 
 def _first(value: Any) -> Any:

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import CleanDiv, FloorDiv
 
 from dit_compile.ir.program import InputKind, Program
+from dit_compile.ir.schema import arguments
 
 
 @dataclass(frozen=True)
@@ -456,8 +457,4 @@ def _arguments(node: fx.Node, shapes: Mapping[fx.Node, Any]) -> dict[str, Any]:
         value = arg.meta.get("val")
         return shapes.get(arg, _number(value) if isinstance(value, int | torch.SymInt) else value)
 
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema else map(str, range(9))
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    defaults = {a.name: a.default_value for a in schema.arguments} if schema else {}
-    return defaults | {name: fx.map_arg(value, replaced) for name, value in given.items()}
+    return {name: fx.map_arg(value, replaced) for name, value in arguments(node).items()}

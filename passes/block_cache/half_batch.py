@@ -24,6 +24,7 @@ from dit_compile.ir.program import (
     output_node,
 )
 from dit_compile.ir.purity import is_random
+from dit_compile.ir.schema import argument_names, given_arguments
 from dit_compile.passes.block_cache.angle import angle
 from dit_compile.passes.block_cache.insertion import drop_dead
 from dit_compile.pipeline.rewriter import Rewriter
@@ -146,7 +147,7 @@ def _resize(program: Program, node: fx.Node, dim: int) -> None:
 
 def _lists_of_sizes(node: fx.Node, dim: int) -> Iterator[tuple[str, list[Any], int]]:
     """The arguments that say how large the result is, and where in them its samples are."""
-    given = dict(zip(_argument_names(node), node.args, strict=False)) | node.kwargs
+    given = given_arguments(node)
     for name in ("size", "shape", "sizes", "repeats"):
         sizes: Any = given.get(name)
         if not isinstance(sizes, (list, tuple)):
@@ -161,12 +162,7 @@ def _set_argument(node: fx.Node, name: str, value: Any) -> None:
     if name in node.kwargs:
         node.update_kwarg(name, value)
     else:
-        node.update_arg(_argument_names(node).index(name), value)
-
-
-def _argument_names(node: fx.Node) -> list[str]:
-    schema = getattr(node.target, "_schema", None)
-    return [argument.name for argument in schema.arguments] if schema is not None else []
+        node.update_arg(argument_names(node).index(name), value)
 
 
 def _distance(rw: Rewriter, result: fx.Node, samples: Samples) -> fx.Node:

@@ -24,9 +24,10 @@ from dit_compile.analysis.cost import (
     node_cost,
     symbol_hints,
 )
-from dit_compile.analysis.cost_rules import argument, einsum_flops, is_view
+from dit_compile.analysis.cost_rules import einsum_flops, is_view
 from dit_compile.analysis.roofline import Roofline
 from dit_compile.errors import AnalysisError
+from dit_compile.ir.schema import argument
 
 aten = torch.ops.aten
 FAST = Roofline("cpu", {"float32": 1e9, "bfloat16": 4e9}, 1e6)
@@ -321,16 +322,6 @@ class TestRegistry:
         assert bound_parts(graph, (), FAST).flops == 21
         with pytest.raises(AnalysisError, match="already"):
             cost_of(namespace.product)(product)
-
-    def test_arguments_by_name(self, namespace: Any) -> None:
-        graph = self._call(namespace.blur.default, 2, 2)
-        node = _find(graph, namespace.blur.default)
-        assert argument(node, "x") is node.args[0]
-        assert (argument(node, "w"), argument(node, "k")) == (None, 3)
-        node.kwargs = {"k": 5}
-        assert argument(node, "k") == 5
-        with pytest.raises(AnalysisError, match="no argument 'z'"):
-            argument(node, "z")
 
     def test_modules_are_refused(self) -> None:
         traced = fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))
