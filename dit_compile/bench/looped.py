@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -86,15 +87,16 @@ def generation(
     found: dict[str, Looped] | None = None,
 ) -> dict[str, Session]:
     """One generation of each way, step by step in turns; seconds are added to ``found``."""
-    sessions = {way: session(timesteps=clock) for way in steps}
-    for now in clock:
-        for way, step in steps.items():
-            with sessions[way]:
-                started = time.perf_counter()
-                step(now)
-                took = time.perf_counter() - started
-            if found is not None:
-                found[way].seconds.append(took)
+    with ExitStack() as stack:
+        sessions = {way: stack.enter_context(session(timesteps=clock)) for way in steps}
+        for now in clock:
+            for way, step in steps.items():
+                with sessions[way]:
+                    started = time.perf_counter()
+                    step(now)
+                    took = time.perf_counter() - started
+                if found is not None:
+                    found[way].seconds.append(took)
     return sessions
 
 

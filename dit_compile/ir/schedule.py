@@ -22,6 +22,7 @@ class Step:
         time: the timestep as the model gets it, ``None`` if it is not known.
         change: what was measured for a dynamic policy, ``None`` where nothing was: by its probe
             before the decision, or by the step itself for the steps after it.
+        sigma: the noise level, ``None`` if nobody said.
     """
 
     index: int
@@ -29,6 +30,7 @@ class Step:
     last: bool
     time: float | None = None
     change: float | None = None
+    sigma: float | None = None
 
 
 @dataclass(frozen=True)

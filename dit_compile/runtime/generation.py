@@ -138,6 +138,7 @@ class Tracker:
 
     Args:
         timesteps: the timesteps of the generation, if the caller has stated them.
+        sigmas: the noise level of each, if the caller has stated them too.
         clock: which of a call's timesteps is the timestep; ``None`` if that must be observed.
         loud: warn when a call cannot be placed; off for Programs that never reuse anything.
         hold: how the inputs that tell lanes apart are kept and compared.
@@ -146,12 +147,14 @@ class Tracker:
     def __init__(
         self,
         timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
         *,
         clock: Sequence[str] | None = None,
         loud: bool = True,
         hold: Hold,
     ) -> None:
         self.timesteps = list(timesteps) if timesteps is not None else None
+        self._sigmas = sigmas
         self.clock = tuple(clock) if clock is not None else None
         self.loud = loud
         self._hold = hold
@@ -291,7 +294,9 @@ class Tracker:
         seen = [self._latest(times) for times in generation.seen[-2:]]
         time = seen[-1] if self.clock else None
         if self.timesteps is not None:
-            return Step(index, len(self.timesteps), index == len(self.timesteps) - 1, time)
+            last = index == len(self.timesteps) - 1
+            sigma = self._sigmas[index] if self._sigmas and index < len(self._sigmas) else None
+            return Step(index, len(self.timesteps), last, time, sigma=sigma)
         return Step(index, None, _seems_last(seen), time)
 
     def _latest(self, times: Times) -> float:

@@ -92,9 +92,11 @@ class Session:
         model: the module, compiled or not, or the loaded bundle whose calls belong to this Session;
             ``None`` for all.
         timesteps: the timesteps of the loop in order, such as ``scheduler.timesteps``.
+        sigmas: the noise level of each of them, such as ``scheduler.sigmas``, whose last one, where
+            the loop ends, may be there too. For methods that forecast along them.
 
     Raises:
-        SessionError: ``timesteps`` is empty.
+        SessionError: ``timesteps`` is empty, or ``sigmas`` are not as many.
     """
 
     def __init__(
@@ -102,10 +104,18 @@ class Session:
         model: torch.nn.Module | Tracked | None = None,
         *,
         timesteps: Iterable[float] | None = None,
+        sigmas: Iterable[float] | None = None,
     ) -> None:
         self.timesteps = [float(t) for t in timesteps] if timesteps is not None else None
+        self.sigmas = [float(s) for s in sigmas] if sigmas is not None else None
         if self.timesteps == []:
             raise SessionError("timesteps is empty; pass scheduler.timesteps after set_timesteps()")
+        steps = len(self.timesteps or ())
+        if self.sigmas is not None and len(self.sigmas) not in (steps, steps + 1):
+            raise SessionError(
+                f"{len(self.sigmas)} sigmas do not go with {steps} timesteps; pass "
+                "scheduler.timesteps and scheduler.sigmas after set_timesteps()"
+            )
         # the tensors are held, so that no other can take their place in memory
         self._weights = {id(t): t for t in _tensors(model)} if model is not None else None
         self._followed: weakref.WeakKeyDictionary[Tracked, list[_Followed]] = (
@@ -127,7 +137,11 @@ class Session:
             if item.serves(weights):
                 return item.tracker
         tracker = Tracker(
-            self.timesteps, clock=program.clock, loud=program.stateful, hold=program.hold
+            self.timesteps,
+            self.sigmas,
+            clock=program.clock,
+            loud=program.stateful,
+            hold=program.hold,
         )
         kept = [item for item in followed if item.alive()]
         followed[:] = [*kept, _Followed.of(weights, tracker)]
@@ -180,6 +194,7 @@ def session(
     model: torch.nn.Module | Tracked | None = None,
     *,
     timesteps: Iterable[float] | None = None,
+    sigmas: Iterable[float] | None = None,
 ) -> Session:
     """State a sampling loop: ``with ditc.session(fast, timesteps=scheduler.timesteps): ...``.
 
@@ -187,11 +202,12 @@ def session(
         model: the module, compiled or not, or a loaded bundle; ``None`` for all called inside.
         timesteps: the loop's timesteps in order; without them steps are counted as they come, and
             the last one is guessed.
+        sigmas: the noise level of each timestep, such as ``scheduler.sigmas``.
 
     Raises:
-        SessionError: ``timesteps`` is empty.
+        SessionError: ``timesteps`` is empty, or ``sigmas`` are not as many.
     """
-    return Session(model, timesteps=timesteps)
+    return Session(model, timesteps=timesteps, sigmas=sigmas)
 
 
 def _tensors(model: torch.nn.Module | Tracked) -> list[object]:

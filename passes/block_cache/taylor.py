@@ -32,7 +32,8 @@ class Taylor(CachePolicy):
         warmup_steps: first steps, all computed.
         basis: ``taylor`` as published, or ``newton``: divided differences on the true spacing,
             exact on polynomials of degree ``order``.
-        axis: what distances are measured on: ``step``, or ``timestep`` as the model gets it.
+        axis: what distances are measured on: ``step``, ``timestep`` as the model gets it, or
+            ``sigma``, the noise level that the session states; steps where that is not known.
         scope: ``branch`` keeps every attention and MLP output, ``last`` only what the last block
             leaves: far less memory, and the modulations of a forecast step are not its own.
     """
@@ -50,7 +51,7 @@ class Taylor(CachePolicy):
         self.at_least("order", 0)
         self.at_least("warmup_steps", 1)
         self.one_of("basis", BASES)
-        self.one_of("axis", ("step", "timestep"))
+        self.one_of("axis", ("step", "timestep", "sigma"))
         self.one_of("scope", ("branch", "last"))
 
     @property
@@ -78,7 +79,7 @@ class Taylor(CachePolicy):
         return [(1,)] if self.interval == 1 else [(1,), (0,)]
 
     def coefficients(self, step: Step, computed: Sequence[Step]) -> Sequence[float]:
-        """The forecast's, on the chosen axis; steps are used where timesteps are not known."""
+        """The forecast's, on the chosen axis, or on that of steps where it is not known."""
         places = [self._place(each) for each in (step, *computed)]
         if None in places or len(set(places)) < len(places):
             places = [float(each.index) for each in (step, *computed)]
@@ -86,4 +87,4 @@ class Taylor(CachePolicy):
         return BASES[self.basis](at, known)
 
     def _place(self, step: Step) -> float | None:
-        return step.time if self.axis == "timestep" else float(step.index)
+        return {"step": float(step.index), "timestep": step.time, "sigma": step.sigma}[self.axis]

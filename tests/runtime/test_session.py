@@ -523,6 +523,28 @@ class TestLifetime:
         with pytest.raises(SessionError, match=r"^timesteps is empty; pass scheduler\.timesteps"):
             ditc.session(timesteps=empty)
 
+    @pytest.mark.parametrize("sigmas", [[1.0], [1.0] * (len(TIMES) + 2), []])
+    def test_sigmas_of_other_steps(self, sigmas: list[float]) -> None:
+        message = rf"^{len(sigmas)} sigmas do not go with {len(TIMES)} timesteps; pass"
+        with pytest.raises(SessionError, match=message):
+            ditc.session(timesteps=TIMES, sigmas=sigmas)
+
+    def test_sigmas_are_what_forecasts_go_by(self, toy: Toy) -> None:
+        method = "method=taylor,interval=3,order=1,axis=sigma,basis=newton"
+        torch._dynamo.reset()
+        fast = compiled(toy, passes=f"exact,insert-block-cache{{{method}}}")
+        calls = list(Loop(label(2)))
+
+        def draw(**stated: Any) -> list[Tensor]:
+            with ditc.session(fast, timesteps=TIMES, **stated):
+                return run(fast, calls)
+
+        even = torch.arange(len(TIMES) + 1, 0, -1)
+        assert_same(draw(sigmas=even), draw())  # evenly spaced, as steps are
+        uneven, plain = draw(sigmas=even**2), draw()
+        differs = [not torch.allclose(a, b, atol=1e-4) for a, b in zip(uneven, plain, strict=True)]
+        assert differs == [step in (3, 4, 6) for step in range(len(TIMES))]
+
 
 def take_turns(fast: Any, *lanes: Any) -> list[list[Tensor]]:
     """All lanes at each step; the outputs of each lane."""

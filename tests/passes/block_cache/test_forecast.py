@@ -94,6 +94,12 @@ def test_the_axis_is_steps_or_timesteps() -> None:
     assert by_time == newton(250, [400, 500, 950])
 
 
+def test_the_axis_may_be_the_noise_level_that_the_session_states() -> None:
+    now, *steps = (Step(i, 9, False, sigma=2.0**-i) for i in (7, 6, 5, 1))
+    found = Taylor(basis="newton", order=2, axis="sigma").coefficients(now, steps)
+    assert found == newton(2.0**-7, [2.0**-6, 2.0**-5, 2.0**-1])
+
+
 @pytest.mark.parametrize(
     "steps",
     [
@@ -101,8 +107,11 @@ def test_the_axis_is_steps_or_timesteps() -> None:
         [Step(6, 9, False, 400.0), Step(5, 9, False, 400.0)],
     ],
 )
-def test_where_timesteps_do_not_tell_steps_apart_steps_are_counted(steps: list[Step]) -> None:
-    policy = Taylor(axis="timestep", order=1)
+@pytest.mark.parametrize("axis", ["timestep", "sigma"])
+def test_where_the_axis_does_not_tell_steps_apart_steps_are_counted(
+    steps: list[Step], axis: str
+) -> None:
+    policy = Taylor(axis=axis, order=1)
     assert policy.coefficients(Step(7, 9, False, 300.0), steps) == taylor(7, [6, 5])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -200,12 +201,14 @@ class TestSampling:
 
     def test_interleaved_generations_are_the_same_as_alone(self, fast: Any, pairs: Any) -> None:
         def draw(*seeds: float) -> list[list[Tensor]]:
-            sessions = [ditc.session(fast, timesteps=TIMES) for _ in seeds]
             got: list[list[Tensor]] = [[] for _ in seeds]
-            for pair in pairs:
-                for seed, session, mine in zip(seeds, sessions, got, strict=True):
-                    with session:
-                        mine += [fast(**{**call, "x": seed * call["x"]}) for call in pair]
+            with ExitStack() as stack:
+                opened = [stack.enter_context(ditc.session(fast, timesteps=TIMES)) for _ in seeds]
+                for pair in pairs:
+                    for seed, session, mine in zip(seeds, opened, got, strict=True):
+                        with session:
+                            mine += run(fast, [{**c, "x": seed * c["x"]} for c in pair])
+                assert all(session.summary()["reused"] for session in opened)
             return got
 
         both = draw(1.0, 0.5)
