@@ -209,8 +209,8 @@ def _lazily(module: str, name: str) -> Callable[[argparse.Namespace], None]:
 
 
 def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
-    cache.add_argument("--models", default="digits,digits-flow", help="(%(default)s)")
-    cache.add_argument("--groups", default="ditc,diffusers,cache-dit", help="(%(default)s)")
+    _add_names(cache, "--models", "digits,digits-flow")
+    _add_names(cache, "--groups", "ditc,diffusers,cache-dit")
     cache.add_argument(
         "--ratios",
         type=float,
@@ -230,19 +230,22 @@ def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
 
 
 def _add_bench_exact(exact: argparse.ArgumentParser) -> None:
-    exact.add_argument("--models", default="dit-xl-2-256,pixart-sigma-512", help="(%(default)s)")
-    exact.add_argument("--ways", default="eager,default,best,ditc", help="(%(default)s)")
+    _add_names(exact, "--models", "dit-xl-2-256,pixart-sigma-512")
+    _add_names(exact, "--ways", "eager,default,best,ditc")
     _add_device(exact)
     _add_sizes(exact, steps=50)
     exact.add_argument("--repeats", type=int, default=7, help="timed steps (%(default)s)")
-    exact.add_argument("--no-compile-times", action="store_true", help="steady state alone")
+    exact.add_argument(
+        "--no-compile-times",
+        dest="compile_times",
+        action="store_false",
+        help="steady state alone",
+    )
     exact.set_defaults(command=_lazily("benches", "bench_exact"))
 
 
 def _add_bench_loop(loop: argparse.ArgumentParser) -> None:
-    loop.add_argument(
-        "--models", default="dit-xl-2-256,pixart-sigma-512,flux-1-512", help="(%(default)s)"
-    )
+    _add_names(loop, "--models", "dit-xl-2-256,pixart-sigma-512,flux-1-512")
     _add_pipelines(loop, ["fast"])
     _add_device(loop)
     _add_sizes(loop, steps=20)
@@ -255,6 +258,12 @@ def _add_bench_export(export: argparse.ArgumentParser) -> None:
     _add_pipelines(export, ["exact", "fast"])
     _add_sizes(export, steps=50)
     export.set_defaults(command=_lazily("benches", "bench_export"))
+
+
+def _add_names(bench: argparse.ArgumentParser, option: str, default: str) -> None:
+    bench.add_argument(
+        option, type=lambda text: text.split(","), default=default, help="(%(default)s)"
+    )
 
 
 def _add_pipelines(bench: argparse.ArgumentParser, default: list[str]) -> None:
