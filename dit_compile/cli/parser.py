@@ -211,6 +211,7 @@ def _lazily(module: str, name: str) -> Callable[[argparse.Namespace], None]:
 def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
     _add_names(cache, "--models", "digits,digits-flow")
     _add_names(cache, "--groups", "ditc,diffusers,cache-dit")
+    cache.add_argument("--methods", nargs="+", default=[], help="of these groups (all)")
     cache.add_argument(
         "--ratios",
         type=float,

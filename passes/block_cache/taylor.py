@@ -30,6 +30,9 @@ class Taylor(CachePolicy):
         interval: steps from one computed step to the next; 1 computes every step.
         order: highest order of the forecast; 0 reuses the last value.
         warmup_steps: first steps, all computed.
+        ramp: let the distance between computed steps double after the warm-up until it is
+            ``interval``: what neighbouring steps tell does not reach far. The published schedule
+            does without.
         basis: ``taylor`` as published, or ``newton``: divided differences on the true spacing,
             exact on polynomials of degree ``order``.
         axis: what distances are measured on: ``step``, ``timestep`` as the model gets it, or
@@ -42,6 +45,7 @@ class Taylor(CachePolicy):
     interval: int = 4
     order: int = 2
     warmup_steps: int = 3
+    ramp: bool = False
     basis: str = "taylor"
     axis: str = "step"
     scope: str = "branch"
@@ -71,8 +75,10 @@ class Taylor(CachePolicy):
 
     def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
         """The first steps, then every ``interval``-th, and the last."""
-        since = step.index - self.warmup_steps + 1
-        return since <= 0 or since % self.interval == 0 or step.last
+        since, gap = step.index - self.warmup_steps + 1, 2 if self.ramp else self.interval
+        while gap < self.interval and since >= gap:
+            since, gap = since - gap, 2 * gap
+        return since <= 0 or since % min(gap, self.interval) == 0 or step.last
 
     def rows(self, groups: Sequence[str]) -> Sequence[Row]:
         """Both rows, or only the computing one if the interval is 1."""

@@ -48,6 +48,7 @@ class CacheBenchOptions:
     Attributes:
         models: names of bundled models.
         groups: whose caching takes part.
+        methods: of these groups; all of them if empty.
         ratios: of operations, at each of which every group shows its best setting.
         images: images that results are reported on.
         batch: images of a generation.
@@ -61,6 +62,7 @@ class CacheBenchOptions:
 
     models: tuple[str, ...] = ("digits", "digits-flow")
     groups: tuple[str, ...] = tuple(_GROUPS)
+    methods: tuple[str, ...] = ()
     ratios: tuple[float, ...] = (1.5, 2.0, 3.0)
     images: int = 500
     batch: int = 50
@@ -76,6 +78,9 @@ class CacheBenchOptions:
             find_named("model", name, BUNDLED)
         for name in self.groups:
             find_named("group", name, _GROUPS)
+        offered = {each.method: each for name in self.groups for each in _GROUPS[name]()}
+        for name in self.methods:
+            find_named("method", name, offered)
         if self.batch < 1 or self.images < self.timed * self.batch or self.images % self.batch:
             raise OptionError(
                 f"images must be a multiple of batch, {self.timed} batches at least, "
@@ -88,6 +93,11 @@ class CacheBenchOptions:
         """The model with labels for ``images`` pictures a generation."""
         labels = torch.arange(images) % digits.NUM_CLASSES
         return Subject(BUNDLED[model], labels, self.steps, self.guidance_scale)
+
+    def contenders(self) -> list[Contender]:
+        """All settings that take part."""
+        offered = (each for name in self.groups for each in _GROUPS[name]())
+        return [each for each in offered if not self.methods or each.method in self.methods]
 
     @property
     def seeds(self) -> range:
@@ -143,7 +153,7 @@ class Bench:
         subject = self.options.subject(self.model, self.options.tuned)
         plain = Uncached()
         want = weigh(plain, plain.build(subject, compiled=False), subject, _TUNED_ON)
-        contenders = [each for name in self.options.groups for each in _GROUPS[name]()]
+        contenders = self.options.contenders()
         bar = self.progress.add_task(f"{self.model}: tuning", total=len(contenders))
 
         def attempt(contender: Contender) -> list[Tried]:

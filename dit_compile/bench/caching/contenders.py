@@ -174,10 +174,12 @@ def ditc_contenders() -> list[Contender]:
         "delta": [f"interval={n}" for n in (2, 3, 4)],
         "smooth": [f"alpha={a}" for a in (0.08, 0.18)],
         "taylor": [
-            f"interval={n},order={order},scope={scope}"
+            f"interval={n},order={order},scope={scope}{ramp}"
             for n in (2, 3, 4, 5)
             for order in (1, 2)
             for scope in ("branch", "last")
+            for ramp in ("", ",ramp=true")
+            if n > 2 or not ramp  # the same there
         ],
         "first-block": [
             f"residual-diff-threshold={threshold},order={order},max-warmup-steps=4"

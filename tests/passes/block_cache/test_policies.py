@@ -41,6 +41,22 @@ class TestTaylor:
     def test_warm_up_then_every_interval(self) -> None:
         assert computed_steps(Taylor(), 14) == {"blocks": "11100010001001"}
         assert computed_steps(Taylor(interval=2, warmup_steps=1), 7) == {"blocks": "1010101"}
+
+    @pytest.mark.parametrize(
+        ("interval", "computed"),
+        [
+            (1, "11111111111111111111"),
+            (2, "11101010101010101011"),
+            (3, "11101001001001001001"),
+            (4, "11101000100010001001"),
+            (5, "11101000100001000011"),
+            (16, "11101000100000001001"),
+        ],
+    )
+    def test_the_distance_doubles_until_it_is_the_interval(
+        self, interval: int, computed: str
+    ) -> None:
+        assert computed_steps(Taylor(interval=interval, ramp=True), 20) == {"blocks": computed}
         assert Taylor(order=3).depth == 4
 
 
