@@ -18,7 +18,14 @@ PRESETS: dict[str, str] = {
 #: What calibration tries under a budget when no pipeline is given.
 SEARCHED = tuple(
     f"{_EXACT},insert-block-cache{{method={method}}}"
-    for method in ("interval", "delta", "smooth", "taylor", "first-block", "magnitude")
+    for method in (
+        "interval",
+        "delta",
+        "smooth",
+        "taylor,ramp=true",
+        "first-block",
+        "magnitude",
+    )
 )
 
 

@@ -184,6 +184,7 @@ class TestCounting:
     [
         ({"models": ("digit",)}, "did you mean 'digits'"),
         ({"groups": ("theirs",)}, "groups are ditc, diffusers, cache-dit"),
+        ({"groups": ("ditc",), "methods": ("pab",)}, "unknown method 'pab'"),
         ({"images": 75}, "multiple of batch"),
         ({"images": 100}, "5 batches at least"),
         ({"steps": 1}, "2 steps"),
