@@ -14,6 +14,7 @@ import torch
 
 from dit_compile.analysis.step_cost import step_cost
 from dit_compile.bench.cases import find_case
+from dit_compile.bench.ways import with_ditc
 from dit_compile.bench.worker import Job, stepper
 from dit_compile.explanation import explain
 from dit_compile.ir.program import InputKind, Program, placeholders
@@ -56,16 +57,7 @@ def measure(job: Job) -> LoopedAll:
     clock = case.timesteps(job.steps, dtype).to(job.device)
     found = {way: Looped() for way in job.ways}
     example = {**inputs, "timestep": clock[0].expand(job.batch), "return_dict": False}
-    steps = {}
-    for way in job.ways:
-        compiled = torch.compile(
-            model,
-            backend="ditc",
-            fullgraph=True,
-            dynamic=False,
-            options={"passes": way, "strict": True},
-        )
-        steps[way] = stepper(compiled, case, inputs, job)
+    steps = {way: stepper(with_ditc(model, passes=way), case, inputs, job) for way in job.ways}
     late = Compilations()
     with torch.no_grad():
         generation(steps, clock)  # compiles, and lays out memory

@@ -29,9 +29,10 @@ def _stock(**options: Any) -> Callable[[nn.Module], Callable[..., Any]]:
     return lambda model: torch.compile(model, fullgraph=True, dynamic=False, options=options)
 
 
-def _ditc(model: nn.Module) -> Callable[..., Any]:
+def with_ditc(model: nn.Module, **options: Any) -> Callable[..., Any]:
+    """The model compiled by ditc, for fixed sizes and without any fallback."""
     compiled: Callable[..., Any] = torch.compile(
-        model, backend="ditc", fullgraph=True, dynamic=False, options={"strict": True}
+        model, backend="ditc", fullgraph=True, dynamic=False, options={"strict": True, **options}
     )
     return compiled
 
@@ -43,7 +44,7 @@ WAYS = (
     Way("default", _stock()),
     Way("best", _stock(**_BEST)),
     Way("autotuned", _stock(**_BEST, max_autotune=True)),  # takes minutes to compile
-    Way("ditc", _ditc),
+    Way("ditc", with_ditc),
 )
 
 

@@ -38,12 +38,12 @@ class States:
         for spec in inputs:
             if spec.kind is InputKind.STATE and not spec.peer:
                 ages.setdefault(spec.path, []).append(spec)
-        by_age = (sorted(specs, key=lambda spec: spec.age) for specs in ages.values())
+        for specs in ages.values():
+            specs.sort(key=lambda spec: spec.age)
         #: For the state that graphs return, the names of all that is kept of it.
-        self._names = {specs[0].name: [spec.name for spec in specs] for specs in by_age}
-        own = {path: specs[0].name for path, specs in ages.items()}
+        self._names = {specs[0].name: [spec.name for spec in specs] for specs in ages.values()}
         #: For each state of the peer that graphs read, what it is called there.
-        self._peers = {spec.name: own[spec.path] for spec in inputs if spec.peer}
+        self._peers = {spec.name: ages[spec.path][0].name for spec in inputs if spec.peer}
         self._forecasts = [
             (spec.name, spec.path) for spec in inputs if spec.kind is InputKind.COEFFICIENTS
         ]
