@@ -18,8 +18,8 @@ class Triton(Inductor):
     name = "triton"
 
     def lowerings(self, program: Program) -> str:
-        """The fusions into operators that have a kernel."""
-        return select.PASSES if select.has_kernels(program) else ""
+        """The fusions into operators that have a kernel, or Inductor's."""
+        return select.PASSES if select.has_kernels(program) else super().lowerings(program)
 
     def lowered(self, module: fx.GraphModule, program: Program) -> None:
         """Let kernels take the place of operators."""

@@ -22,7 +22,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from dit_compile import ops
+from dit_compile import ops, packed
 from dit_compile.errors import AnalysisError
 from dit_compile.ir.schema import argument
 
@@ -220,7 +220,7 @@ cost_of(ops.norm_rotary)(_per_input(8))
 # --- formulas of heavy operators -------------------------------------------------------------
 
 
-@cost_of(aten.linear, heavy=True)
+@cost_of(aten.linear, packed.packed_linear, heavy=True)
 def _linear(node: fx.Node) -> sympy.Expr:
     return 2 * elements(node) * sizes_of(argument(node, "weight"))[-1]
 

@@ -8,21 +8,18 @@ is much larger than any cache.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch.nn.functional import linear
 
 from dit_compile.analysis.cost import Cost, CostValue
+from dit_compile.analysis.machine import cache_file, checked_device, describe_setup
 from dit_compile.errors import AnalysisError
 from dit_compile.files import write_atomically
 
@@ -129,7 +126,7 @@ def measure_roofline(
     Raises:
         AnalysisError: the device is of another type.
     """
-    device = _checked(device)
+    device = checked_device(device)
     if shapes is None:
         shapes = SHAPES if device.type == "cpu" else _CUDA_SHAPES
     jobs = [(dtype, shape) for dtype in dtypes for shape in shapes]
@@ -142,18 +139,6 @@ def measure_roofline(
             rates[name] = max(rates.get(name, 0.0), rate)
         bandwidth = _best_rate(list(_streams(device, buffer_bytes)), device, share)
     return Roofline(device.type, rates, bandwidth, describe_setup(device))
-
-
-def _checked(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise AnalysisError(f"rooflines are measured on cpu and cuda devices, not on {device}")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise AnalysisError("this torch sees no CUDA device; measure with --device cpu")
-    return found
 
 
 def _products(
@@ -252,49 +237,6 @@ def _time_cuda(call: Callable[[], object]) -> float:
 # --- kept between runs -----------------------------------------------------------------------
 
 
-def describe_setup(device: str | torch.device) -> dict[str, str]:
-    """All that a measurement on ``device`` depends on, by name."""
-    device = _checked(device)
-    setup = {
-        "torch": torch.__version__,
-        "float32_precision": torch.get_float32_matmul_precision(),
-    }
-    if device.type == "cuda":
-        setup["processor"] = torch.cuda.get_device_name(device)
-        setup["cuda"] = str(torch.version.cuda)
-    else:
-        setup["processor"] = _processor()
-        setup["instructions"] = torch.backends.cpu.get_cpu_capability()
-        setup["cores"] = str(_usable_cores())
-        setup["threads"] = str(torch.get_num_threads())
-    return setup
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def cache_file(device: str | torch.device) -> Path:
-    """Where the roofline of ``device``, as torch is set up now, is kept."""
-    from dit_compile.config import cache_dir
-
-    device = _checked(device)
-    setup = json.dumps(describe_setup(device), sort_keys=True)
-    digest = hashlib.sha256(setup.encode()).hexdigest()[:16]
-    return cache_dir() / "roofline" / f"{device.type}-{digest}.json"
-
-
 def load_or_measure(
     device: str | torch.device = "cpu", refresh: bool = False, *, seconds: float = 10.0
 ) -> Roofline:
@@ -308,7 +250,7 @@ def load_or_measure(
         refresh: measure even if there is a kept roofline.
         seconds: about how long to measure.
     """
-    path = cache_file(device)
+    path = cache_file("roofline", device)
     if not refresh:
         try:
             kept = Roofline.from_json(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from dit_compile.analysis.roofline import describe_setup
+from dit_compile.analysis.machine import describe_setup
 from dit_compile.bench.cases import find_case
 from dit_compile.bench.exported import PLAIN, ExportJob, Opened, Sampled, Wrote
 from dit_compile.bench.process import run_apart

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dit_compile.analysis.roofline import describe_setup
+from dit_compile.analysis.machine import describe_setup
 from dit_compile.bench.cases import find_case
 from dit_compile.bench.looped import Looped, LoopedAll
 from dit_compile.bench.process import run_apart

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from dit_compile.analysis.measured import Ways, speedup_of
 from dit_compile.ir.program import Program
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
@@ -86,19 +83,14 @@ def _is_half_on_cpu(node: fx.Node) -> bool:
     return value.dtype in _HALF and value.device.type == "cpu"
 
 
-@functools.cache
 def speedup(target: Any, dtype: torch.dtype) -> float:
-    """How many times as fast an operator of this dtype is by way of float32, measured once."""
-    given = [torch.ones(shape, dtype=dtype) for shape in _PROBES[target]]
-    with torch.no_grad():
-        native = _seconds(lambda: target(*given))
-        return native / _seconds(lambda: target(*(value.float() for value in given)).to(dtype))
+    """How many times as fast an operator of this dtype is by way of float32, on this machine."""
 
+    def ways() -> Ways:
+        given = [torch.ones(shape, dtype=dtype) for shape in _PROBES[target]]
+        return (
+            lambda: target(*given),
+            lambda: target(*(value.float() for value in given)).to(dtype),
+        )
 
-def _seconds(call: Callable[[], Any]) -> float:
-    samples = []
-    for _ in range(6):
-        start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
-    return statistics.median(samples[1:])
+    return speedup_of(f"{target} of {str(dtype).removeprefix('torch.')} in float32", ways)

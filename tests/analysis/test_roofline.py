@@ -10,12 +10,12 @@ import pytest
 import sympy
 import torch
 
+from dit_compile.analysis import machine
 from dit_compile.analysis import roofline as module
 from dit_compile.analysis.cost import Cost
+from dit_compile.analysis.machine import cache_file, describe_setup
 from dit_compile.analysis.roofline import (
     Roofline,
-    cache_file,
-    describe_setup,
     load_or_measure,
     measure_roofline,
     predicted_seconds,
@@ -120,10 +120,11 @@ class TestKept:
     def test_another_setup_has_its_own(
         self, name: str, measured: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        before, path = load_or_measure("cpu"), cache_file("cpu")
+        before, path = load_or_measure("cpu"), cache_file("roofline", "cpu")
         setup = describe_setup("cpu")
-        monkeypatch.setattr(module, "describe_setup", lambda _: {**setup, name: "other"})
-        assert cache_file("cpu") != path
+        for reader in (machine, module):
+            monkeypatch.setattr(reader, "describe_setup", lambda _: {**setup, name: "other"})
+        assert cache_file("roofline", "cpu") != path
         assert load_or_measure("cpu") != before
         assert len(measured) == 2
 
@@ -133,21 +134,21 @@ class TestKept:
             paths = []
             for count in (1, 2):
                 torch.set_num_threads(count)
-                paths.append(cache_file("cpu"))
+                paths.append(cache_file("roofline", "cpu"))
                 assert load_or_measure("cpu").setup["threads"] == str(count)
         finally:
             torch.set_num_threads(threads)
         assert len(set(paths)) == len(measured) == 2
 
     def test_a_file_moved_from_elsewhere_is_not_trusted(self, measured: list[str]) -> None:
-        path = cache_file("cpu")
+        path = cache_file("roofline", "cpu")
         path.parent.mkdir(parents=True)
         path.write_text(SAMPLE.to_json())
         assert load_or_measure("cpu") != SAMPLE
         assert measured == ["cpu"]
 
     def test_a_broken_file_is_replaced(self, measured: list[str]) -> None:
-        path = cache_file("cpu")
+        path = cache_file("roofline", "cpu")
         path.parent.mkdir(parents=True)
         path.write_text("{")
         kept = load_or_measure("cpu")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import dit_compile as ditc
 from dit_compile.backends.inductor import Inductor
 from dit_compile.errors import BackendError
 from dit_compile.ir.program import MAIN, placeholders
+from dit_compile.passes.lower import pack_weights
 from dit_compile.pipeline.pipeline import Pipeline
+from tests import zoo
 from tests.passes.irtest import capture, ops, randn, weights
 
 
@@ -53,3 +58,40 @@ def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Inductor().supports(program) == []
     with pytest.raises(BackendError, match="cannot compile graph @full: RuntimeError: no compiler"):
         Inductor().compile(program, MAIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_are_those_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(pack_weights, "speedup", lambda *_: 2.0)
+    case = zoo.case("dit")
+    model = zoo.build(case, dtype=dtype)
+    inputs = case.inputs(0, torch.Generator().manual_seed(0))
+    inputs["hidden_states"] = inputs["hidden_states"].to(dtype)
+    passes = "exact,insert-block-cache{method=interval,interval=2}"
+    fast = torch.compile(
+        model, backend="ditc", fullgraph=True, options={"strict": True, "passes": passes}
+    )
+
+    def matches(times: list[int]) -> None:
+        with torch.no_grad(), ditc.session(fast, timesteps=torch.tensor(times)):
+            for time in times:
+                given = {**inputs, "timestep": torch.full_like(inputs["timestep"], time)}
+                made = fast(**given)[0]
+                if time == times[0]:
+                    exact = deepcopy(model).double()(
+                        **{**given, "hidden_states": given["hidden_states"].double()}
+                    )[0]
+                    wrong, due = (made - exact).norm(), (model(**given)[0] - exact).norm()
+                    assert wrong <= 3 * due + torch.finfo(dtype).eps * exact.norm()
+
+    matches([900, 800, 700, 600])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    matches([900, 800])
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 0.9
+    matches([900, 800])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from dit_compile.analysis.roofline import describe_setup
+from dit_compile.analysis.machine import describe_setup
 from dit_compile.bench.caching.contenders import Contender, Subject, Uncached, ditc_contenders
 from dit_compile.bench.caching.generation import Footprint, generate, weigh
 from dit_compile.bench.caching.hooks import cache_dit_contenders, hook_contenders

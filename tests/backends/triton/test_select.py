@@ -188,7 +188,10 @@ def test_fusions_into_kernels_are_for_gpus_and_inference_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     on_gpu = program("cuda")
-    assert Triton().lowerings(program("cpu")) == ""
+    on_cpu = program("cpu")
+    assert (
+        Triton().lowerings(on_cpu) == Inductor().lowerings(on_cpu) == "pack-weights,eliminate-dead"
+    )
     passes = Triton().lowerings(on_gpu)
     assert [item.name for item in Pipeline.parse(passes)] == passes.split(",")
     assert "fuse-gated-residual" in passes
@@ -197,5 +200,6 @@ def test_fusions_into_kernels_are_for_gpus_and_inference_alone(
     monkeypatch.setattr(select, "has_triton_package", lambda: False)
     assert Triton().lowerings(on_gpu) == ""
     monkeypatch.undo()
-    on_gpu.training = True
-    assert Triton().lowerings(on_gpu) == ""
+    for training in (on_gpu, on_cpu):
+        training.training = True
+        assert Triton().lowerings(training) == ""

@@ -1,0 +1,84 @@
+"""Which machine, set up how, a measurement holds for, and where it is kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from dit_compile.config import cache_dir
+from dit_compile.errors import AnalysisError
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """``device``, if it is one that can be measured.
+
+    Raises:
+        AnalysisError: it is neither a CPU nor a CUDA device, or torch does not see it.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise AnalysisError(f"measurements are made on cpu and cuda devices, not on {device}")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise AnalysisError("this torch sees no CUDA device; measure with --device cpu")
+    return found
+
+
+def describe_setup(device: str | torch.device) -> dict[str, str]:
+    """All that a measurement on ``device`` depends on, by name."""
+    device = checked_device(device)
+    setup = {
+        "torch": torch.__version__,
+        "float32_precision": torch.get_float32_matmul_precision(),
+    }
+    if device.type == "cuda":
+        setup["processor"] = torch.cuda.get_device_name(device)
+        setup["cuda"] = str(torch.version.cuda)
+    else:
+        setup["processor"] = _processor()
+        setup["instructions"] = _instructions()
+        setup["cores"] = str(_usable_cores())
+        setup["threads"] = str(torch.get_num_threads())
+    return setup
+
+
+def _instructions() -> str:
+    """The widest vectors, and what multiplies half-precision matrices."""
+    known = {
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported,
+        "amx": torch.cpu._is_amx_tile_supported,
+    }
+    found = (name for name, supported in known.items() if supported())
+    return " ".join((torch.backends.cpu.get_cpu_capability(), *found))
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def cache_file(kind: str, device: str | torch.device) -> Path:
+    """Where measurements of one kind on ``device``, as torch is set up now, are kept."""
+    device = checked_device(device)
+    setup = json.dumps(describe_setup(device), sort_keys=True)
+    digest = hashlib.sha256(setup.encode()).hexdigest()[:16]
+    return cache_dir() / kind / f"{device.type}-{digest}.json"

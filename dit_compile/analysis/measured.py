@@ -1,0 +1,73 @@
+"""Numbers measured once on a machine, and kept.
+
+Processes that measured for themselves would now and then decide differently, compile differently,
+and find nothing in Inductor's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dit_compile.analysis.machine import cache_file
+from dit_compile.files import write_atomically
+
+#: Computes something one way, and another way.
+Ways = tuple[Callable[[], object], Callable[[], object]]
+
+_SAMPLES = 7
+
+_lock = threading.Lock()
+_known: dict[Path, dict[str, float]] = {}
+
+
+def speedup_of(name: str, ways: Callable[[], Ways]) -> float:
+    """How many times as fast the second of two ways to compute something on the CPU is.
+
+    Args:
+        name: tells all that the ratio depends on but the machine and how torch is set up.
+        ways: makes the two; called only if the ratio is not known yet.
+
+    Returns:
+        The ratio of median times, taken in turn; 0 if this machine cannot go the second way.
+    """
+    path = cache_file("speedups", "cpu")
+    with _lock:
+        known = _known.setdefault(path, _read(path))
+        if name not in known:
+            known[name] = _speedup(ways)
+            with contextlib.suppress(OSError):  # then other processes measure for themselves
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, json.dumps({**_read(path), **known}, indent=2))
+        return known[name]
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): float(ratio) for name, ratio in read.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _speedup(ways: Callable[[], Ways]) -> float:
+    samples: tuple[list[float], list[float]] = [], []
+    with torch.no_grad():
+        try:
+            before, after = ways()
+            before(), after()
+        except (AttributeError, RuntimeError):  # not in this build, or not on this processor
+            return 0.0
+        for _ in range(_SAMPLES):
+            for call, times in zip((before, after), samples, strict=True):
+                start = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - start)
+    return round(statistics.median(samples[0]) / statistics.median(samples[1]), 3)

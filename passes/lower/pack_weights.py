@@ -1,0 +1,121 @@
+"""Lay the weights of linears out for the processor, once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from dit_compile.analysis.cost import Hints, symbol_hints
+from dit_compile.analysis.cost_rules import elements
+from dit_compile.errors import PipelineError
+from dit_compile.ir.program import Program
+from dit_compile.packed import DTYPES, pack_weight, packed_linear, speedup
+from dit_compile.pipeline.base import Kind, Pass
+from dit_compile.pipeline.rewriter import Rewriter
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackWeights(Pass):
+    """Lay the weights of linears out for the processor, once.
+
+    Before:  %y = aten.linear(%x, @w, @b)
+    After:   %y = ditc.packed_linear(%x, @w.packed, @b)
+    Fires only if: on a CPU, the weight is known, a product of this size was measured to be
+    ``min_speedup`` times as fast that way, and all packed weights fit ``max_bytes``.
+
+    Attributes:
+        min_speedup: how much faster a product must be.
+        max_bytes: memory that packed weights may take beside the originals; by default a quarter
+            of the machine's. Beyond it nothing is packed, so that blocks stay alike.
+    """
+
+    name: ClassVar[str] = "pack-weights"
+    kind: ClassVar[Kind] = Kind.LOWER
+    bakes_weights: ClassVar[bool] = True
+    min_speedup: float = 1.03
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_bytes is not None and self.max_bytes < 0:
+            raise PipelineError(
+                f"pack-weights: max-bytes must not be negative, as {self.max_bytes} is"
+            )
+
+    def run(self, program: Program, rw: Rewriter) -> None:
+        """Pack in all graphs that serve steps; they share each packed weight."""
+        found = {graph: self._pays(graph, program, rw) for graph in rw.graphs()}
+        weights = {str(_weight(node).target): node for nodes in found.values() for node in nodes}
+        size = sum(_weight(node).meta["val"].nbytes for node in weights.values())
+        room = self.max_bytes if self.max_bytes is not None else _memory() // 4
+        if not weights:
+            return
+        if size > room:
+            rw.note(f"packed weights would take {size:,} bytes, and may take {room:,}")
+            return
+        for graph in rw.graphs():
+            for node in found[graph]:
+                _pack(node, program, rw)
+        rw.note(f"{len(weights)} weights packed, {size / 1e6:,.1f} MB")
+
+    def _pays(self, graph: fx.Graph, program: Program, rw: Rewriter) -> list[fx.Node]:
+        """The linears that are faster with a packed weight."""
+        hints = symbol_hints(graph)
+        found = []
+        for node in graph.find_nodes(op="call_function", target=aten.linear.default):
+            reason = _unfit(node, program)
+            if reason is None:
+                gain = _speedup(node, hints)
+                if gain >= self.min_speedup:
+                    found.append(node)
+                    continue
+                reason = f"packed it is {gain:.2f}x as fast"
+            if reason:
+                rw.miss(node, reason)
+        return found
+
+
+def _weight(node: fx.Node) -> fx.Node:
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return weight
+
+
+def _unfit(node: fx.Node, program: Program) -> str | None:
+    """Why a linear cannot be packed; empty if that is not worth a word."""
+    weight = _weight(node)
+    value = weight.meta["val"]
+    if value.device.type != "cpu" or value.dtype not in DTYPES:
+        return ""
+    if value.dim() != 2:
+        return "the weight is no matrix"
+    if not program.is_weight(weight):
+        return "the weight is computed, not a parameter"
+    return None
+
+
+def _speedup(node: fx.Node, hints: Hints) -> float:
+    outputs, inputs = _weight(node).meta["val"].shape
+    rows = int(elements(node).xreplace(dict(hints))) // outputs
+    return speedup(rows, inputs, outputs, node.meta["val"].dtype)
+
+
+def _pack(node: fx.Node, program: Program, rw: Rewriter) -> None:
+    rw.begin(node)
+    path = program.inputs[str(_weight(node).target)].path
+    packed = rw.derive(pack_weight, _weight(node), path=f"{path}.packed", before=node)
+    args = (node.args[0], packed, *node.args[2:])
+    rw.replace(node, rw.call(packed_linear, *args, before=node, replaces=[node]))
+
+
+def _memory() -> int:
+    """The machine's memory in bytes."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return 16 << 30
