@@ -26,8 +26,9 @@ class PackWeights(Pass):
 
     Before:  %y = aten.linear(%x, @w, @b)
     After:   %y = ditc.packed_linear(%x, @w.packed, @b)
-    Fires only if: on a CPU, the weight is known, a product of this size was measured to be
-    ``min_speedup`` times as fast that way, and all packed weights fit ``max_bytes``.
+    Fires only if: on a CPU, the weight is a parameter or a cast of one, a product of this size was
+    measured to be ``min_speedup`` times as fast that way, and all packed weights fit
+    ``max_bytes``.
 
     Attributes:
         min_speedup: how much faster a product must be.
@@ -50,7 +51,7 @@ class PackWeights(Pass):
     def run(self, program: Program, rw: Rewriter) -> None:
         """Pack in all graphs that serve steps; they share each packed weight."""
         found = {graph: self._pays(graph, program, rw) for graph in rw.graphs()}
-        weights = {str(_weight(node).target): node for nodes in found.values() for node in nodes}
+        weights = {_path(node, program): node for nodes in found.values() for node in nodes}
         size = sum(_weight(node).meta["val"].nbytes for node in weights.values())
         room = self.max_bytes if self.max_bytes is not None else _memory() // 4
         if not weights:
@@ -81,20 +82,34 @@ class PackWeights(Pass):
 
 
 def _weight(node: fx.Node) -> fx.Node:
+    """The weight of a linear, as it is multiplied."""
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
     return weight
 
 
+def _source(node: fx.Node) -> fx.Node:
+    """The weight of a linear, before the cast that widens it."""
+    weight = _weight(node)
+    return weight.all_input_nodes[0] if weight.target == aten.to.dtype else weight
+
+
+def _path(node: fx.Node, program: Program) -> str:
+    """The path of a linear's weight as it is multiplied."""
+    path, weight = program.inputs[str(_source(node).target)].path, _weight(node)
+    if weight.op == "placeholder":
+        return path
+    return f"{path}.{str(weight.meta['val'].dtype).removeprefix('torch.')}"
+
+
 def _unfit(node: fx.Node, program: Program) -> str | None:
     """Why a linear cannot be packed; empty if that is not worth a word."""
-    weight = _weight(node)
-    value = weight.meta["val"]
+    value = _weight(node).meta["val"]
     if value.device.type != "cpu" or value.dtype not in DTYPES:
         return ""
     if value.dim() != 2:
         return "the weight is no matrix"
-    if not program.is_weight(weight):
+    if not program.is_weight(_source(node)):
         return "the weight is computed, not a parameter"
     return None
 
@@ -107,8 +122,11 @@ def _speedup(node: fx.Node, hints: Hints) -> float:
 
 def _pack(node: fx.Node, program: Program, rw: Rewriter) -> None:
     rw.begin(node)
-    path = program.inputs[str(_weight(node).target)].path
-    packed = rw.derive(pack_weight, _weight(node), path=f"{path}.packed", before=node)
+    weight, path = _source(node), _path(node, program)
+    if weight is not _weight(node):
+        dtype = _weight(node).meta["val"].dtype
+        weight = rw.derive(aten.to.dtype, weight, dtype, path=path, before=node)
+    packed = rw.derive(pack_weight, weight, path=f"{path}.packed", before=node)
     args = (node.args[0], packed, *node.args[2:])
     rw.replace(node, rw.call(packed_linear, *args, before=node, replaces=[node]))
 

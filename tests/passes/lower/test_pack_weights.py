@@ -16,7 +16,7 @@ from dit_compile.errors import PipelineError
 from dit_compile.explanation import example_inputs
 from dit_compile.ir.program import Program
 from dit_compile.packed import pack_weight, packed_linear, speedup
-from dit_compile.passes.lower import pack_weights
+from dit_compile.passes.lower import pack_weights, widen_products
 from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
 from tests.passes.irtest import capture, check, ops, randn, rewrite, rewrite_on
@@ -93,6 +93,19 @@ def test_memory_is_bounded_for_all_weights_together(pays: Callable[[float], None
     assert record.notes == ["packed weights would take 4,096 bytes, and may take 4,095"]
     with pytest.raises(PipelineError, match="max-bytes must not be negative, as -1 is"):
         Pipeline.parse("pack-weights{max-bytes=-1}")
+
+
+def test_a_weight_that_is_multiplied_in_float32_is_packed_so(
+    pays: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(widen_products, "speedup", lambda *_: 4.0)
+    x = randn(2, 8, dtype=torch.bfloat16)
+    program = capture(torch.nn.Linear(8, 4).bfloat16(), x)
+    done = rewrite("widen-products,pack-weights,eliminate-dead", program, x).after
+    assert ops(done, "weights") == {"aten.to": 1, "ditc.pack_weight": 1}
+    assert ops(done) == {"aten.to": 3, "ditc.packed_linear": 1}  # x, the bias, and back
+    paths = [done.inputs[output.name].path for output in done.outputs["weights"]]
+    assert paths == ["weight.float32.packed"]
 
 
 @pytest.mark.parametrize("family", ["dit", "pixart", "sd3", "flux"])
