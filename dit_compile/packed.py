@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_compile.analysis.measured import Ways, speedup_of
+from dit_compile.ir.fake import dtype_name
 
 aten = torch.ops.aten
 
@@ -90,7 +91,7 @@ def speedup(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
     """
     rows = max(1, min(rows, _PROBE_ROWS, _PROBE_WORK // (inputs * outputs)))
     rows = 1 << round(math.log2(rows))  # neighbours in size are alike
-    name = f"packed linear {rows}x{inputs}x{outputs} {str(dtype).removeprefix('torch.')}"
+    name = f"packed linear {rows}x{inputs}x{outputs} {dtype_name(dtype)}"
     return speedup_of(name, partial(_ways, rows, inputs, outputs, dtype))
 
 
@@ -98,7 +99,7 @@ def _ways(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> Ways:
     x = torch.ones(rows, inputs, dtype=dtype)
     weight = torch.ones(outputs, inputs, dtype=dtype)
     bias = torch.ones(outputs, dtype=dtype)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+    packed = pack_weight(weight)
     return (
         lambda: aten.linear.default(x, weight, bias),
         lambda: packed_linear(x, packed, bias),

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 from dit_compile.backends.inductor import warmup
 from dit_compile.backends.inductor.outline import outline
 from dit_compile.errors import BackendError
-from dit_compile.ir.fake import leaves
+from dit_compile.ir.fake import device_types
 from dit_compile.ir.program import InputKind, Program, copy_graph, placeholders
 from dit_compile.packed import packed_linear
 
@@ -49,7 +49,7 @@ class Inductor:
 
     def lowerings(self, program: Program) -> str:
         """Packed weights on CPUs: Inductor itself packs only what is constant in one graph."""
-        packs = not program.training and _is_on_cpu(program.main)
+        packs = not program.training and device_types(program.main.nodes) == {"cpu"}
         return "pack-weights,eliminate-dead" if packs else ""
 
     def lowered(self, module: fx.GraphModule, program: Program) -> None:
@@ -95,7 +95,8 @@ def settings(program: Program, graph: fx.Graph) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     if graph.find_nodes(op="call_function", target=packed_linear):
         chosen["size_asserts"] = False  # a packed weight has no strides to look at
-    if _is_on_cpu(graph) and _longest_chain(program, graph) > _MAX_STREAMS:
+    on_cpu = device_types(graph.nodes) == {"cpu"}
+    if on_cpu and _longest_chain(program, graph) > _MAX_STREAMS:
         chosen["max_fusion_size"] = 4
     return chosen
 
@@ -109,11 +110,6 @@ def _longest_chain(program: Program, graph: fx.Graph) -> int:
         current += sum(program.kind_of(arg) is InputKind.STATE for arg in node.all_input_nodes)
         longest = max(longest, current)
     return longest
-
-
-def _is_on_cpu(graph: fx.Graph) -> bool:
-    values = (leaf for node in graph.nodes for leaf in leaves(node.meta.get("val")))
-    return {leaf.device.type for leaf in values if isinstance(leaf, torch.Tensor)} == {"cpu"}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dit_compile.errors import BackendError
+from dit_compile.ir.fake import device_types
 from dit_compile.ir.program import Binding, OutputKind, Program, output_args, placeholders
 from dit_compile.runtime.weights import DerivedWeights
 
@@ -34,12 +35,8 @@ class OnnxRuntime:
         ]
         if program.training:
             reasons.append("autograd records; call the model under torch.no_grad()")
-        devices = {
-            value.device.type
-            for node in placeholders(program.main)
-            if isinstance(value := node.meta["val"], torch.Tensor)
-        }
-        reasons += [f"the model is on {device}, not on the CPU" for device in devices - {"cpu"}]
+        devices = device_types(placeholders(program.main)) - {"cpu"}
+        reasons += [f"the model is on {device}, not on the CPU" for device in devices]
         written = {o.name for o in program.outputs["full"] if o.kind is OutputKind.MUTATION}
         reasons += [f"the model writes into {program.inputs[name].path}" for name in written]
         return reasons

@@ -17,6 +17,7 @@ from dit_compile.backends.rows import with_rows
 from dit_compile.backends.written import ExportOptions, Written
 from dit_compile.bundle.manifest import Graph
 from dit_compile.errors import BackendError, OptionError
+from dit_compile.ir.fake import device_types
 from dit_compile.ir.program import Program, placeholders
 
 #: Takes a graph's name and form, and returns the file that it goes to.
@@ -72,12 +73,8 @@ def _device(program: Program) -> str:
     Raises:
         BackendError: they are on several.
     """
-    found = {
-        value.device.type
-        for module in program.graphs.values()
-        for node in placeholders(module.graph)
-        if isinstance(value := node.meta["val"], torch.Tensor)
-    }
+    inputs = (node for module in program.graphs.values() for node in placeholders(module.graph))
+    found = device_types(inputs)
     if len(found) > 1:
         raise BackendError(
             f"the model and its inputs are on {' and '.join(sorted(found))}; move them to one"

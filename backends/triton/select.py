@@ -12,7 +12,7 @@ from torch._prims_common import make_contiguous_strides_for
 from torch.utils._triton import has_triton_package
 
 from dit_compile import ops
-from dit_compile.ir.fake import leaves, same_size
+from dit_compile.ir.fake import device_types, leaves, same_size
 from dit_compile.ir.program import Program
 
 #: The fusions into operators that have a kernel.
@@ -25,8 +25,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def has_kernels(program: Program) -> bool:
     """Whether ``program`` runs on a GPU that the kernels are for, and needs no derivative."""
-    values = (leaf for node in program.main.nodes for leaf in leaves(node.meta.get("val")))
-    on_gpu = any(isinstance(leaf, torch.Tensor) and leaf.device.type == "cuda" for leaf in values)
+    on_gpu = "cuda" in device_types(program.main.nodes)
     return on_gpu and not program.training and torch.version.hip is None and has_triton_package()
 
 

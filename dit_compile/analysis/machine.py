@@ -66,6 +66,14 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory() -> int:
+    """The machine's memory in bytes; 16 GiB where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 16 << 30
+
+
 @functools.cache
 def _processor() -> str:
     try:

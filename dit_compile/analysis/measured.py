@@ -40,7 +40,9 @@ def speedup_of(name: str, ways: Callable[[], Ways]) -> float:
     """
     path = cache_file("speedups", "cpu")
     with _lock:
-        known = _known.setdefault(path, _read(path))
+        if path not in _known:
+            _known[path] = _read(path)
+        known = _known[path]
         if name not in known:
             known[name] = _speedup(ways)
             with contextlib.suppress(OSError):  # then other processes measure for themselves

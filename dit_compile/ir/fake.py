@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -60,6 +60,12 @@ def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
 def leaves(value: Any) -> Iterator[Any]:
     """The tensors and numbers of a node's value in order."""
     yield from pytree.tree_leaves(value)
+
+
+def device_types(nodes: Iterable[fx.Node]) -> set[str]:
+    """``cpu``, ``cuda`` and so on, of all tensors among the values of ``nodes``."""
+    values = (leaf for node in nodes for leaf in leaves(node.meta.get("val")))
+    return {value.device.type for value in values if isinstance(value, torch.Tensor)}
 
 
 def same_size(left: Any, right: Any) -> bool:

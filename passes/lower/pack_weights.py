@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import fx
 
 from dit_compile.analysis.cost import Hints, symbol_hints
 from dit_compile.analysis.cost_rules import elements
+from dit_compile.analysis.machine import memory
 from dit_compile.errors import PipelineError
 from dit_compile.ir.program import Program
 from dit_compile.packed import DTYPES, pack_weight, packed_linear, speedup
@@ -52,10 +52,10 @@ class PackWeights(Pass):
         """Pack in all graphs that serve steps; they share each packed weight."""
         found = {graph: self._pays(graph, program, rw) for graph in rw.graphs()}
         weights = {_path(node, program): node for nodes in found.values() for node in nodes}
-        size = sum(_weight(node).meta["val"].nbytes for node in weights.values())
-        room = self.max_bytes if self.max_bytes is not None else _memory() // 4
         if not weights:
             return
+        size = sum(_weight(node).meta["val"].nbytes for node in weights.values())
+        room = memory() // 4 if self.max_bytes is None else self.max_bytes
         if size > room:
             rw.note(f"packed weights would take {size:,} bytes, and may take {room:,}")
             return
@@ -69,16 +69,23 @@ class PackWeights(Pass):
         hints = symbol_hints(graph)
         found = []
         for node in graph.find_nodes(op="call_function", target=aten.linear.default):
-            reason = _unfit(node, program)
-            if reason is None:
-                gain = _speedup(node, hints)
-                if gain >= self.min_speedup:
-                    found.append(node)
-                    continue
-                reason = f"packed it is {gain:.2f}x as fast"
+            if not _is_for_onednn(node):
+                continue
+            reason = self._objection(node, program, hints)
             if reason:
                 rw.miss(node, reason)
+            else:
+                found.append(node)
         return found
+
+    def _objection(self, node: fx.Node, program: Program, hints: Hints) -> str:
+        """Why a linear is better left as it is; empty if it is not."""
+        if _weight(node).meta["val"].dim() != 2:
+            return "the weight is no matrix"
+        if not program.is_weight(_source(node)):
+            return "the weight is computed, not a parameter"
+        gain = _speedup(node, hints)
+        return "" if gain >= self.min_speedup else f"packed it is {gain:.2f}x as fast"
 
 
 def _weight(node: fx.Node) -> fx.Node:
@@ -102,16 +109,9 @@ def _path(node: fx.Node, program: Program) -> str:
     return f"{path}.{str(weight.meta['val'].dtype).removeprefix('torch.')}"
 
 
-def _unfit(node: fx.Node, program: Program) -> str | None:
-    """Why a linear cannot be packed; empty if that is not worth a word."""
+def _is_for_onednn(node: fx.Node) -> bool:
     value = _weight(node).meta["val"]
-    if value.device.type != "cpu" or value.dtype not in DTYPES:
-        return ""
-    if value.dim() != 2:
-        return "the weight is no matrix"
-    if not program.is_weight(_source(node)):
-        return "the weight is computed, not a parameter"
-    return None
+    return value.device.type == "cpu" and value.dtype in DTYPES
 
 
 def _speedup(node: fx.Node, hints: Hints) -> float:
@@ -129,11 +129,3 @@ def _pack(node: fx.Node, program: Program, rw: Rewriter) -> None:
     packed = rw.derive(pack_weight, weight, path=f"{path}.packed", before=node)
     args = (node.args[0], packed, *node.args[2:])
     rw.replace(node, rw.call(packed_linear, *args, before=node, replaces=[node]))
-
-
-def _memory() -> int:
-    """The machine's memory in bytes."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on every system
-        return 16 << 30

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from dit_compile.analysis.measured import Ways, speedup_of
+from dit_compile.ir.fake import dtype_name
 from dit_compile.ir.program import Program
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
@@ -93,4 +94,4 @@ def speedup(target: Any, dtype: torch.dtype) -> float:
             lambda: target(*(value.float() for value in given)).to(dtype),
         )
 
-    return speedup_of(f"{target} of {str(dtype).removeprefix('torch.')} in float32", ways)
+    return speedup_of(f"{target} of {dtype_name(dtype)} in float32", ways)
