@@ -12,6 +12,7 @@ from dit_compile.passes.fusion.fuse_qkv import FuseQKV
 from dit_compile.passes.hoist.fold_weights import FoldWeights
 from dit_compile.passes.hoist.hoist_invariant import HoistInvariant
 from dit_compile.passes.hoist.hoist_timestep import HoistTimestep
+from dit_compile.passes.lower.pack_keys import PackKeys
 from dit_compile.passes.lower.pack_weights import PackWeights
 from dit_compile.passes.lower.widen_products import WidenProducts
 
@@ -30,4 +31,5 @@ ALL = (
     InsertBlockCache,
     WidenProducts,
     PackWeights,
+    PackKeys,
 )

@@ -48,9 +48,9 @@ class Inductor:
         return []
 
     def lowerings(self, program: Program) -> str:
-        """Packed weights on CPUs: Inductor itself packs only what is constant in one graph."""
-        packs = not program.training and device_types(program.main.nodes) == {"cpu"}
-        return "pack-weights,eliminate-dead" if packs else ""
+        """What pays on CPUs, in inference, and Inductor itself leaves undone."""
+        on_cpu = device_types(program.main.nodes) == {"cpu"}
+        return "" if program.training or not on_cpu else "pack-weights,pack-keys,eliminate-dead"
 
     def lowered(self, module: fx.GraphModule, program: Program) -> None:
         """Change a graph in place, just before it is compiled."""

@@ -190,7 +190,9 @@ def test_fusions_into_kernels_are_for_gpus_and_inference_alone(
     on_gpu = program("cuda")
     on_cpu = program("cpu")
     assert (
-        Triton().lowerings(on_cpu) == Inductor().lowerings(on_cpu) == "pack-weights,eliminate-dead"
+        Triton().lowerings(on_cpu)
+        == Inductor().lowerings(on_cpu)
+        == "pack-weights,pack-keys,eliminate-dead"
     )
     passes = Triton().lowerings(on_gpu)
     assert [item.name for item in Pipeline.parse(passes)] == passes.split(",")
