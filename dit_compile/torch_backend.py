@@ -27,6 +27,7 @@ from dit_compile.errors import (
     ReportError,
     suggest,
 )
+from dit_compile.ir.fake import device_types
 from dit_compile.ir.program import InputKind, Program
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
@@ -38,6 +39,7 @@ from dit_compile.report.record import Recorder
 from dit_compile.report.write import check_target, write_numbered
 from dit_compile.runtime.compiled import CompiledProgram
 from dit_compile.runtime.lanes import follow_cache_context
+from dit_compile.runtime.offload import has_own_memory
 from dit_compile.versions import check_torch
 
 
@@ -55,6 +57,8 @@ class Options:
         verify: check the structure of the graph after every pass.
         report: a file to write the report to, ``.html`` or ``.json``. Where a model becomes several
             graphs, or is compiled again, each later one gets a number in its name.
+        offload_hoisted: while a Session is open, keep weights that only hoisted work reads in host
+            memory once that is done.
     """
 
     preset: str = "exact"
@@ -65,6 +69,7 @@ class Options:
     strict: bool = field(default_factory=config.strict_by_default)
     verify: bool = True
     report: str | None = None
+    offload_hoisted: bool = False
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
@@ -114,6 +119,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "strict": (bool,),
     "verify": (bool,),
     "report": (str, type(None)),
+    "offload_hoisted": (bool,),
 }
 
 
@@ -210,7 +216,12 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
             _warn(f"that failed, so it stays as it was: {type(error).__name__}: {_first(error)}")
             return None
 
-    return CompiledProgram(program, backend, rebind)
+    devices = device_types(program.main.nodes)
+    if options.offload_hoisted and not any(map(has_own_memory, devices)):
+        _warn(
+            f"offload_hoisted releases nothing: weights on {', '.join(devices)} are in host memory"
+        )
+    return CompiledProgram(program, backend, rebind, offload=options.offload_hoisted)
 
 
 def run_passes(program: Program, pipeline: Pipeline, options: Options) -> PipelineRun:

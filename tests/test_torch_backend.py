@@ -59,7 +59,8 @@ class TestOptions:
                 {"pases": "exact"},
                 OptionError,
                 "unknown option 'pases'; did you mean 'passes'?; "
-                "options are preset, passes, plan, target, bindings, strict, verify, report",
+                "options are preset, passes, plan, target, bindings, strict, verify, report, "
+                "offload_hoisted",
             ),
             (
                 {"preset": "balance"},

@@ -21,6 +21,7 @@ from dit_compile.ir.program import (
 )
 from dit_compile.pipeline.registry import find_backend
 from dit_compile.runtime.generation import Call, Lane, Tracker
+from dit_compile.runtime.offload import present
 from dit_compile.runtime.steps import Values
 from dit_compile.runtime.table import Key, foreseen, forget, key_of, that_fit
 from dit_compile.runtime.weights import DerivedWeights
@@ -91,6 +92,14 @@ class Ahead:
         if TABLE in self._graphs:
             values.update(self._row(lane.prepared, values, call, tracker))
 
+    def complete(self, values: Values, call: Call, lane: Lane, tracker: Tracker) -> bool:
+        """Whether all that the rest of the lane's generation needs has been computed."""
+        if TABLE not in self._graphs:
+            return True
+        clock, key = self._place(call)
+        expected = _foreseen(tracker, clock, values, key)
+        return bool(expected) and lane.prepared.rows.keys() >= set(expected)
+
     def _derive(self, *sources: torch.Tensor) -> list[torch.Tensor]:
         values = {**self._program.constants, **dict(zip(self._sources, sources, strict=True))}
         return list(self._run(WEIGHTS, values).values())
@@ -102,14 +111,18 @@ class Ahead:
     def _row(self, prepared: Prepared, values: Values, call: Call, tracker: Tracker) -> Values:
         """The table's values at the call's timestep, from all that are foreseen at once."""
         graph = self._graphs[TABLE]
-        clock = [name for name in graph.clock if name in call.timesteps]
-        key = key_of(call.timesteps, clock)
+        clock, key = self._place(call)
         if key not in prepared.rows:
             wanted = [key, *_foreseen(tracker, clock, values, key)]
             missing = [k for k in dict.fromkeys(wanted) if k not in prepared.rows]
             prepared.rows.update(self._rows(graph, clock, values, missing))
             forget(prepared.rows, key)
         return prepared.rows[key]
+
+    def _place(self, call: Call) -> tuple[list[str], Key]:
+        """The inputs that the table's rows depend on, and the row of this call."""
+        clock = [name for name in self._graphs[TABLE].clock if name in call.timesteps]
+        return clock, key_of(call.timesteps, clock)
 
     def _rows(
         self, graph: _Graph, clock: list[str], values: Values, keys: list[Key]
@@ -165,8 +178,9 @@ class _Graph:
 
     def __call__(self, values: Mapping[str, Any]) -> Values:
         """The results for ``values``, by name."""
-        with torch.no_grad():
-            returned = self.run(*[values[name] for name in self.reads])
+        given = [values[name] for name in self.reads]
+        with torch.no_grad(), present(given):
+            returned = self.run(*given)
         detached = (value.detach() for value in returned)
         return dict(zip(self.returns, detached, strict=True))
 
@@ -179,7 +193,7 @@ class _Graph:
         }
         dims = tuple(0 if name in stacked else None for name in self.reads)
         given = [stacked.get(name, values[name]) for name in self.reads]
-        with torch.no_grad():
+        with torch.no_grad(), present(given):
             returned = torch.func.vmap(self.run, in_dims=dims)(*given)
         rows = zip(*(value.detach().unbind() for value in returned), strict=True)
         return [

@@ -19,8 +19,9 @@ from dit_compile.ir.program import (
     placeholders,
 )
 from dit_compile.runtime.ahead import Ahead
-from dit_compile.runtime.generation import Hold
+from dit_compile.runtime.generation import Call, Hold, Lane, Tracker
 from dit_compile.runtime.held import Held
+from dit_compile.runtime.offload import Offload, recall
 from dit_compile.runtime.session import current
 from dit_compile.runtime.sight import Sight
 from dit_compile.runtime.states import Vector
@@ -39,12 +40,20 @@ class CompiledProgram:
         backend: compiles its graphs, all of them now, so that nothing compiles while sampling.
         rebind: makes this again with the inputs of these names bound as latents; called once calls
             show that they change within a generation.
+        offload: while a Session is open, keep weights that its steps do not read in host memory.
 
     Raises:
         BackendError: the backend does not support the Program.
     """
 
-    def __init__(self, program: Program, backend: Backend, rebind: Rebind | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        backend: Backend,
+        rebind: Rebind | None = None,
+        *,
+        offload: bool = False,
+    ) -> None:
         reasons = backend.supports(program)
         if reasons:
             raise BackendError(f"{backend.name} cannot run this program: {'; '.join(reasons)}")
@@ -66,6 +75,7 @@ class CompiledProgram:
             name: backend.compile(program, name) for name in program.schedule.graphs()
         }
         self._ahead = Ahead(program)
+        self._offload = Offload(program) if offload else None
         self._steps = Steps(
             program.schedule, program.inputs.values(), self._call, _vectors(program)
         )
@@ -99,7 +109,8 @@ class CompiledProgram:
         if not (self._ahead or self.program.schedule.stateful or watched()):
             return self._call(MAIN, values).results
         weights = [values[name] for name in self._weights]
-        tracker = current(weights).tracker(self, weights)
+        session = current(weights)
+        tracker = session.tracker(self, weights)
         try:
             call = self._sight.look(values)
             place = tracker.place(call)
@@ -110,10 +121,20 @@ class CompiledProgram:
             self._ahead.fill(values, call, place.lane, tracker, boundary=place.boundary)
             served = self._steps.serve(values, place)
             announce(self.program, served)
+            if self._offload is not None and session.is_open and place.step.index > 0:
+                self._release(self._offload, values, call, place.lane, tracker)
             return served.returned.results
         except BaseException:
             tracker.end()
             raise
+
+    def _release(
+        self, offload: Offload, values: Values, call: Call, lane: Lane, tracker: Tracker
+    ) -> None:
+        """Move weights away that the rest of the generation does not need."""
+        if not offload.done and self._ahead.complete(values, call, lane, tracker):
+            tracker.released = offload.release(values)
+            tracker.at_end.add(offload.bring_back)
 
     def _succeeded(self, moving: Collection[str]) -> bool:
         """Make a successor for which these inputs are latents, once; whether there is one."""
@@ -127,7 +148,9 @@ class CompiledProgram:
 
     def _call(self, name: str, values: Values) -> Returned:
         """Run graph ``name`` and hand each output to where it belongs."""
-        returned = self._run[name](*[values[read] for read in self._reads[name]])
+        given = [values[read] for read in self._reads[name]]
+        recall(given)
+        returned = self._run[name](*given)
         results: list[Any] = []
         done = Returned()
         for output, value in zip(self.program.outputs[name], returned, strict=True):

@@ -160,6 +160,10 @@ class Tracker:
         self._hold = hold
         self.generation: Generation | None = None
         self.generations = 0
+        #: What else is to be done when the generation ends.
+        self.at_end: set[Callable[[], None]] = set()
+        #: Bytes of a device that hoisted weights have left to others.
+        self.released = 0
         #: The timesteps of the last generation, and its lanes if its sizes were the same.
         self.earlier_times: Sequence[Times] = ()
         self._earlier_lanes: Sequence[Lane] = ()
@@ -209,6 +213,8 @@ class Tracker:
             self.generation.over = True
             for lane in self.generation.lanes:
                 lane.state, lane.context, lane.prepared = {}, {}, None
+        while self.at_end:
+            self.at_end.pop()()
 
     def _generation(self, call: Call) -> Generation:
         """The generation that ``call`` belongs to, moved on to its step."""

@@ -11,28 +11,27 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 @dataclass(frozen=True)
 class Identity:
-    """A tensor's object and memory.
+    """A tensor's object and its place in a storage, wherever that keeps its memory now.
 
-    The reference to its storage is weak, yet while it lives no other storage gets that address. A
-    weak reference to the tensor itself would forbid torch to swap it, as ``module.to()`` may.
+    The reference to the storage is weak, yet while it lives no other takes its place. A weak
+    reference to the tensor itself would forbid torch to swap it, as ``module.to()`` may.
     """
 
     object: int
     storage: StorageWeakRef
-    address: int
+    offset: int
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Identity:
         """The identity of ``tensor`` now."""
         storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-        return cls(id(tensor), storage, tensor.data_ptr())
+        return cls(id(tensor), storage, tensor.storage_offset())  # type: ignore[arg-type]
 
     def is_of(self, tensor: torch.Tensor) -> bool:
-        """Whether ``tensor`` is the same object, in the same memory.
-
-        As long as the old storage lives, nothing else can be at its address.
-        """
-        return self.object == id(tensor) and self.address == tensor.data_ptr() and not self.gone
+        """Whether ``tensor`` is the same object, at the same place."""
+        place = (tensor.untyped_storage()._cdata, tensor.storage_offset())
+        same = (self.object, self.storage.cdata, self.offset) == (id(tensor), *place)
+        return same and not self.gone
 
     @property
     def gone(self) -> bool:
@@ -52,34 +51,45 @@ class Seen:
     Every call compares all weights of a model, so each fact is one tuple: 0.2 us a tensor.
     """
 
-    objects: tuple[int, ...]
+    facts: tuple[tuple[int, ...], tuple[int | None, ...]]
     addresses: tuple[int, ...]
-    versions: tuple[int | None, ...]
     storages: tuple[StorageWeakRef, ...]
+    identities: tuple[Identity, ...]
 
     @classmethod
     def of(cls, tensors: Sequence[torch.Tensor]) -> Seen:
         """What ``tensors`` are now."""
-        storages = [StorageWeakRef(t.untyped_storage()) for t in tensors]  # type: ignore[no-untyped-call]
-        return cls(*_facts(tensors), tuple(storages))
+        identities = tuple(map(Identity.of, tensors))
+        storages = tuple(seen.storage for seen in identities)
+        return cls(_facts(tensors), _addresses(tensors), storages, identities)
 
     def still(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether ``tensors`` are the same objects, in the same memory, not written to since."""
-        facts = (self.objects, self.addresses, self.versions)
-        return facts == _facts(tensors) and not any(map(StorageWeakRef.expired, self.storages))
+        """Whether ``tensors`` are the same objects, in the same storages, not written to since."""
+        if self.facts != _facts(tensors) or any(map(StorageWeakRef.expired, self.storages)):
+            return False
+        addresses = _addresses(tensors)
+        return addresses == self.addresses or all(  # or storages have moved
+            seen.is_of(tensor)
+            for seen, tensor, old, new in zip(
+                self.identities, tensors, self.addresses, addresses, strict=True
+            )
+            if old != new
+        )
 
     def holds_any(self, objects: Collection[int]) -> bool:
         """Whether one of the tensors has one of these ``id``s, and its memory."""
-        pairs = zip(self.objects, self.storages, strict=True)
-        return any(o in objects and not s.expired() for o, s in pairs)  # type: ignore[no-untyped-call]
+        return any(seen.object in objects and not seen.gone for seen in self.identities)
 
 
-def _facts(
-    tensors: Sequence[torch.Tensor],
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int | None, ...]]:
+def _addresses(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    return tuple(map(torch.Tensor.data_ptr, tensors))
+
+
+def _facts(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+    """Objects and versions."""
     versions: tuple[int | None, ...]
     try:
         versions = tuple(tensor._version for tensor in tensors)
     except RuntimeError:  # inference tensors are among them
         versions = tuple(map(version_of, tensors))
-    return tuple(map(id, tensors)), tuple(map(torch.Tensor.data_ptr, tensors)), versions
+    return tuple(map(id, tensors)), versions

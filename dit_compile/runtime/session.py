@@ -124,6 +124,11 @@ class Session:
         self._depth = 0
         follow_cache_context()  # diffusers may have been loaded after ditc
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the caller has entered it, and so will say when it ends."""
+        return self._depth > 0
+
     def owns(self, weights: Sequence[object]) -> bool:
         """Whether a program with these weights belongs to this Session's model."""
         if self._weights is None or not weights:
@@ -153,16 +158,19 @@ class Session:
         Returns:
             ``generations``, ``lanes``; calls that were ``computed`` in full, that ``reused``
             something and that ``forecast`` something; and ``why``: how often each reason led to
-            computing in full what a policy may have reused.
+            computing in full what a policy may have reused. ``released``, if weights were: the
+            bytes of a device that were free while steps ran.
         """
         trackers = self._trackers()
         lanes = [lane for t in trackers if t.generation is not None for lane in t.generation.lanes]
         served = sum((lane.served for lane in lanes), Counter[str]())
+        released = sum(tracker.released for tracker in trackers)
         return {
             "generations": max((t.generations for t in trackers), default=0),
             "lanes": len(lanes),
             **{mode: served[mode] for mode in MODES},
             "why": dict(sum((lane.why for lane in lanes), Counter[str]())),
+            **({"released": released} if released else {}),
         }
 
     def _trackers(self) -> list[Tracker]:

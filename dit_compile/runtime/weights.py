@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from dit_compile.runtime.identity import Seen
+from dit_compile.runtime.offload import present
 
 _SAMPLE = 32
 
@@ -103,8 +104,9 @@ def invalidate(model: torch.nn.Module) -> int:
 def _sample(sources: Sequence[torch.Tensor]) -> torch.Tensor:
     """A few elements of each source, spread over it, as one float64 vector."""
     pieces = []
-    for tensor in sources:
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // _SAMPLE)
-        pieces.append(flat[::step].to(sources[0].device, torch.float64))
+    with present(sources):
+        for tensor in sources:
+            flat = tensor.detach().reshape(-1)
+            step = max(1, flat.numel() // _SAMPLE)
+            pieces.append(flat[::step].to(sources[0].device, torch.float64))
     return torch.cat(pieces) if pieces else torch.empty(0)
