@@ -53,6 +53,6 @@ def repro_dir() -> Path | None:
     return cache_dir() / "repro"
 
 
-def environment_with_inductor_cache(folder: str) -> dict[str, str]:
-    """The environment for a child process in which Inductor keeps its cache in ``folder``."""
-    return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+def environment_with(**variables: str) -> dict[str, str]:
+    """The environment for a child process, with these variables set."""
+    return {**os.environ, **variables}

@@ -18,7 +18,7 @@ from dit_compile.bench.process import run_apart
 from dit_compile.bench.results import Results, between, gibibytes
 from dit_compile.bench.ways import find_way
 from dit_compile.bench.worker import Job, Measured
-from dit_compile.config import environment_with_inductor_cache
+from dit_compile.config import environment_with
 from dit_compile.errors import OptionError
 from dit_compile.optional import require
 from dit_compile.quality.bootstrap import bootstrap
@@ -162,7 +162,7 @@ def _rows(
 def _spawn(job: Job, cache: str) -> Measured:
     """Measure in a process of its own, with Inductor's cache in the folder ``cache``."""
     what = f"measuring {job.case} as {', '.join(job.ways)}"
-    env = environment_with_inductor_cache(cache)
+    env = environment_with(TORCHINDUCTOR_CACHE_DIR=cache)
     return Measured(**run_apart("dit_compile.bench.worker", asdict(job), what, env))
 
 

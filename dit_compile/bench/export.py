@@ -16,6 +16,7 @@ from dit_compile.bench.cases import find_case
 from dit_compile.bench.exported import PLAIN, ExportJob, Opened, Sampled, Wrote
 from dit_compile.bench.process import run_apart
 from dit_compile.bench.results import Results, between, generation_ratio, gibibytes
+from dit_compile.config import environment_with
 from dit_compile.errors import OptionError
 from dit_compile.optional import require
 from dit_compile.pipeline.pipeline import Pipeline
@@ -57,6 +58,7 @@ class Row:
     Attributes:
         way: ``torch.onnx.export``, or a pipeline.
         wrote, opened: of the export, and of the session.
+        mapped: of a session on weights that were laid out before; bundles alone can have that.
         seconds: mean time of a step of a generation.
         speedup: the plain way's time for a generation over this way's, and its 95 % interval.
     """
@@ -64,6 +66,7 @@ class Row:
     way: str
     wrote: Wrote
     opened: Opened
+    mapped: Opened | None
     seconds: float
     speedup: float
     interval: tuple[float, float]
@@ -94,25 +97,34 @@ def _rows(options: ExportBenchOptions, folder: str, progress: Progress) -> Itera
     job = ExportJob(
         "", folder, options.model, ways, options.batch, options.steps, options.blocks, threads
     )
-    bar = progress.add_task(options.model, total=2 * len(ways) + 1)
+    bar = progress.add_task(options.model, total=2 * len(ways) + 2 * len(options.passes) + 1)
 
-    def run(phase: str, *ways: str) -> dict[str, Any]:
-        work = replace(job, phase=phase, ways=ways)
-        found = run_apart("dit_compile.bench.exported", asdict(work), f"{phase} {', '.join(ways)}")
+    env = environment_with(DITC_CACHE_DIR=folder)
+
+    def run(phase: str, *ways: str, once: bool = False) -> dict[str, Any]:
+        work = asdict(replace(job, phase=phase, ways=ways, once=once))
+        what = f"{phase} {', '.join(ways)}"
+        found = run_apart("dit_compile.bench.exported", work, what, env)
         progress.advance(bar)
         return found
 
     wrote = {way: Wrote(**run("write", way)) for way in ways}
     opened = {way: Opened(**run("open", way)) for way in ways}
+    for way in options.passes:
+        run("open", way, once=True)  # lays it out
+    mapped = {way: Opened(**run("open", way, once=True)) for way in options.passes}
     sampled = Sampled(**run("sample", *ways))
     base = sampled.seconds[PLAIN]
     for way, seconds in sampled.seconds.items():
         speedup, interval = generation_ratio(base, seconds)
         mean = sum(seconds) / len(seconds)
-        yield Row(way, wrote[way], opened[way], mean, speedup, interval)
+        yield Row(way, wrote[way], opened[way], mapped.get(way), mean, speedup, interval)
 
 
-_COLUMNS = ("export", "peak", "on disk", "load", "resident", "s/step", "speed-up", "95 %", "error")
+_COLUMNS = (
+    *("export", "peak", "on disk", "load", "resident", "load mapped", "resident"),
+    *("s/step", "speed-up", "95 %", "error"),
+)
 
 
 def _cells(row: Row) -> list[str]:
@@ -123,6 +135,8 @@ def _cells(row: Row) -> list[str]:
         gibibytes(row.wrote.disk_bytes),
         f"{row.opened.seconds:.1f} s",
         gibibytes(row.opened.resident_bytes),
+        f"{row.mapped.seconds:.1f} s" if row.mapped else "",
+        gibibytes(row.mapped.resident_bytes) if row.mapped else "",
         f"{row.seconds:.3f}",
         f"{row.speedup:.2f}x",
         between(row.interval),

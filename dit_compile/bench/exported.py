@@ -44,6 +44,7 @@ class ExportJob:
         steps: denoising steps of a generation.
         blocks: cut the model to this many blocks of each kind.
         threads: of ONNX Runtime, within an operator.
+        once: open bundles that were laid out for this machine before, or lay them out.
     """
 
     phase: str
@@ -54,6 +55,7 @@ class ExportJob:
     steps: int
     blocks: int | None
     threads: int
+    once: bool = False
 
     def place(self, way: str) -> Path:
         """The folder of what a way wrote."""
@@ -157,7 +159,8 @@ def sample(job: ExportJob) -> Sampled:
 
 def _open(job: ExportJob, way: str) -> tuple[Step, LoadedProgram | None]:
     if way != PLAIN:
-        loaded = load(job.place(way), intra_op_num_threads=job.threads)
+        prepack: Any = "once" if job.once else True
+        loaded = load(job.place(way), intra_op_num_threads=job.threads, prepack=prepack)
         return lambda inputs: loaded(**inputs)[0], loaded
     ort = require("onnxruntime", "onnx")
     options = ort.SessionOptions()

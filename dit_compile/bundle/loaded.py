@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from dit_compile.bundle import prepacked
 from dit_compile.bundle.arrays import bound, check_sizes, is_torch
 from dit_compile.bundle.folder import checked_files, read_manifest
 from dit_compile.bundle.manifest import Manifest
@@ -168,7 +169,7 @@ def load(
     providers: Sequence[str | tuple[str, Mapping[str, Any]]] = ("CPUExecutionProvider",),
     intra_op_num_threads: int = 0,
     allow_fallback: bool = False,
-    prepack: bool = True,
+    prepack: bool | Literal["once"] = True,
     session_options: Any = None,
     verify: bool = True,
     trust: bool = False,
@@ -185,7 +186,9 @@ def load(
         allow_fallback: let another provider run what the first one cannot, which is an error
             otherwise.
         prepack: lay weights out anew for speed; without it they stay mapped from the file, in
-            least memory.
+            least memory. ``"once"`` lays them out for this machine and keeps that in ditc's cache
+            folder, which takes twice the weights' space: later loads, of other processes too, map
+            it from there and share its memory.
         session_options: an ``onnxruntime.SessionOptions`` to start from.
         verify: compare the hash of each file with the manifest's; without it, sizes alone.
         trust: you know who made the bundle; the formats ``pt2`` and ``aoti`` are refused without.
@@ -194,7 +197,8 @@ def load(
         BundleError: the bundle is damaged.
         UntrustedBundleError: it can run code of its own, and ``trust`` is not set.
         MissingDependencyError: what runs it is not installed.
-        OptionError, BackendError: a provider is not there, or a graph cannot be loaded.
+        OptionError, BackendError: a provider is not there, a graph cannot be loaded, or weights
+            cannot be laid out once.
     """
     folder = Path(path)
     if isinstance(providers, str):
@@ -208,6 +212,7 @@ def load(
             f"{str(path)!r} is of the format {manifest.format}, {_DANGERS[manifest.format]}; if "
             "you know who made it, pass trust=True, or --trust"
         )
-    with checked_files(folder, manifest, verify=verify):
-        runner = find_runner(manifest.format)(folder, manifest, options)
+    kept = prepacked.laid_out(folder, manifest, options) if prepack == "once" else None
+    with checked_files(folder, manifest, verify=verify and kept is None):
+        runner = find_runner(manifest.format)(kept or folder, manifest, options)
     return LoadedProgram(manifest, runner)

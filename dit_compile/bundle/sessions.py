@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,14 +40,15 @@ class RuntimeOptions:
             name and its options.
         intra_op_num_threads: threads within an operator; 0 leaves it to ONNX Runtime.
         allow_fallback: let another provider run what the first one cannot.
-        prepack: lay weights out anew for speed; without it they stay mapped from the file.
+        prepack: lay weights out anew for speed; without it they stay mapped from the file. With
+            ``"once"`` they were laid out before, and the file is optimized already.
         session_options: an ``onnxruntime.SessionOptions`` to start from.
     """
 
     providers: Sequence[str | tuple[str, Mapping[str, Any]]] = ("CPUExecutionProvider",)
     intra_op_num_threads: int = 0
     allow_fallback: bool = False
-    prepack: bool = True
+    prepack: bool | Literal["once"] = True
     session_options: Any = None
 
 
@@ -154,6 +155,8 @@ def open_session(path: Path, options: RuntimeOptions) -> Any:
         settings.intra_op_num_threads = options.intra_op_num_threads
     if not options.prepack:
         settings.add_session_config_entry("session.disable_prepacking", "1")
+    elif options.prepack == "once":
+        settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not options.allow_fallback and "CPUExecutionProvider" not in names:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         providers=args.provider or ("CPUExecutionProvider",),
         intra_op_num_threads=args.threads,
         allow_fallback=args.allow_fallback,
-        prepack=not args.no_prepack,
+        prepack=args.prepack,
         trust=args.trust,
     )
     ready = time.perf_counter() - started

@@ -166,7 +166,21 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--trust", action="store_true", help="you know who made it: pt2 and aoti can run any code"
     )
-    run.add_argument("--no-prepack", action="store_true", help="least memory, slower steps")
+    prepack = run.add_mutually_exclusive_group()
+    prepack.add_argument(
+        "--no-prepack",
+        dest="prepack",
+        action="store_false",
+        default=True,
+        help="least memory, slower steps",
+    )
+    prepack.add_argument(
+        "--prepack-once",
+        dest="prepack",
+        action="store_const",
+        const="once",
+        help="lay weights out for this machine once, and keep that",
+    )
     run.set_defaults(command=_lazily("bundles", "run"))
 
 

@@ -41,6 +41,8 @@ def test_the_whole_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [row.way for row in (plain, exact, fast)] == [PLAIN, "exact", "fast"]
     assert plain.speedup == 1
     assert all(row.opened.error < 1e-5 for row in (plain, exact, fast))
+    assert plain.mapped is None
+    assert all(row.mapped and row.mapped.error == row.opened.error for row in (exact, fast))
     assert all(row.wrote.disk_bytes > 1e8 for row in (plain, exact, fast))
     assert all(row.wrote.peak_bytes > row.wrote.disk_bytes for row in (plain, exact, fast))
     assert fast.seconds < exact.seconds  # it computes the block in 2 of 6 steps

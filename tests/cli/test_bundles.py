@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 Run = Callable[..., Any]
 
 
-def test_export_and_run(ditc: Run, model_file: str, tmp_path: Path) -> None:
+def test_export_and_run(
+    ditc: Run, model_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(tmp_path / "bundle")
     done = ditc("export", f"{model_file}:make", path, "--passes", "exact", "--split")
     assert done.code == 0, done.err
@@ -33,6 +36,11 @@ def test_export_and_run(ditc: Run, model_file: str, tmp_path: Path) -> None:
     assert "computed      3" in ran.out
     with np.load(tmp_path / "out.npz") as file:
         assert file["output_0"].shape == (2, 4, 8)
+
+    monkeypatch.setenv("DITC_CACHE_DIR", str(tmp_path / "cache"))
+    again = ditc("run", path, "--steps", "3", "--threads", "1", "--prepack-once")
+    assert "computed      3" in again.out
+    assert list((tmp_path / "cache" / "prepacked").iterdir())
 
     wrong = ditc("run", path, "--inputs", model_file)
     assert (wrong.code, wrong.out) == (1, "")
