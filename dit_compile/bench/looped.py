@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from dit_compile.analysis.step_cost import step_cost
-from dit_compile.bench.cases import find_case
 from dit_compile.bench.ways import with_ditc
-from dit_compile.bench.worker import Job, stepper
+from dit_compile.bench.worker import Job, set_up, stepper
 from dit_compile.explanation import explain
 from dit_compile.ir.program import InputKind, Program, placeholders
 from dit_compile.quality.compilations import Compilations
@@ -51,10 +50,7 @@ class LoopedAll:
 
 def measure(job: Job) -> LoopedAll:
     """Run ``job.repeats`` generations of each pipeline in ``job.ways``; they take turns."""
-    case, dtype = find_case(job.case), getattr(torch, job.dtype)
-    model = case.build(dtype, job.device, job.blocks)
-    inputs = case.inputs(job.batch, dtype, job.device)
-    clock = case.timesteps(job.steps, dtype).to(job.device)
+    case, model, inputs, clock = set_up(job)
     found = {way: Looped() for way in job.ways}
     example = {**inputs, "timestep": clock[0].expand(job.batch), "return_dict": False}
     steps = {way: stepper(with_ditc(model, passes=way), case, inputs, job) for way in job.ways}

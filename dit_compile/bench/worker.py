@@ -77,10 +77,7 @@ class Measured:
 
 def measure(job: Job) -> Measured:
     """Run one job in this process."""
-    case, dtype = find_case(job.case), getattr(torch, job.dtype)
-    model = case.build(dtype, job.device, job.blocks)
-    inputs = case.inputs(job.batch, dtype, job.device)
-    clock = case.timesteps(job.steps, dtype).to(job.device)
+    case, model, inputs, clock = set_up(job)
     measured = Measured({}, {name: [] for name in job.ways}, {}, 0, 0)
     with torch.no_grad(), ExitStack() as stack:
         runs: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
@@ -108,6 +105,14 @@ def measure(job: Job) -> Measured:
     gc.collect()
     measured.peak_bytes = _peak_bytes(job.device)
     return measured
+
+
+def set_up(job: Job) -> tuple[Case, torch.nn.Module, dict[str, Any], torch.Tensor]:
+    """The case, its model, the inputs of all steps, and the timesteps."""
+    case, dtype = find_case(job.case), getattr(torch, job.dtype)
+    model = case.build(dtype, job.device, job.blocks)
+    inputs = case.inputs(job.batch, dtype, job.device)
+    return case, model, inputs, case.timesteps(job.steps, dtype).to(job.device)
 
 
 def stepper(

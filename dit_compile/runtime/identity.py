@@ -39,6 +39,10 @@ class Identity:
         return bool(self.storage.expired())  # type: ignore[no-untyped-call]
 
 
+#: Whether the storage of a weak reference was freed; the method of the reference is slower.
+_freed = torch.UntypedStorage._expired
+
+
 def version_of(tensor: torch.Tensor) -> int | None:
     """Version counter of a tensor, which writes raise; inference tensors have none."""
     return None if tensor.is_inference() else tensor._version
@@ -49,23 +53,29 @@ class Seen:
     """Several tensors as they were: objects, memory and versions.
 
     Every call compares all weights of a model, so each fact is one tuple: 0.2 us a tensor.
+
+    Attributes:
+        facts: objects and versions.
+        addresses: of their memory.
+        storages: where :attr:`identities` keep storages, for :func:`_freed`.
+        identities: which tensors they are.
     """
 
     facts: tuple[tuple[int, ...], tuple[int | None, ...]]
     addresses: tuple[int, ...]
-    storages: tuple[StorageWeakRef, ...]
+    storages: tuple[int, ...]
     identities: tuple[Identity, ...]
 
     @classmethod
     def of(cls, tensors: Sequence[torch.Tensor]) -> Seen:
         """What ``tensors`` are now."""
         identities = tuple(map(Identity.of, tensors))
-        storages = tuple(seen.storage for seen in identities)
+        storages = tuple(seen.storage.cdata for seen in identities)
         return cls(_facts(tensors), _addresses(tensors), storages, identities)
 
     def still(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether ``tensors`` are the same objects, in the same storages, not written to since."""
-        if self.facts != _facts(tensors) or any(map(StorageWeakRef.expired, self.storages)):
+        if self.facts != _facts(tensors) or any(map(_freed, self.storages)):
             return False
         addresses = _addresses(tensors)
         return addresses == self.addresses or all(  # or storages have moved
