@@ -16,15 +16,15 @@ from torch._subclasses import FakeTensorMode
 
 from dit_compile.capture.autocast import ENTER, EXIT, entering, make_casts_explicit
 from dit_compile.capture.expand import NotLocalError, expand
+from dit_compile.capture.regions import inline, inline_compiled_regions, parts
 from dit_compile.errors import CaptureError
 from dit_compile.ir.fake import evaluate
-from dit_compile.ir.program import output_node
 
 aten = torch.ops.aten
 
 _ASSERTS = {aten._assert_tensor_metadata.default, aten._assert_async.msg}
 _WITH_AUTOCAST = torch.ops.higher_order.wrap_with_autocast
-_INLINED = {torch.ops.higher_order.wrap_with_set_grad_enabled, _WITH_AUTOCAST}
+_MODE_REGIONS = {torch.ops.higher_order.wrap_with_set_grad_enabled, _WITH_AUTOCAST}
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ def trace(module: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode) ->
 def tidy(module: fx.GraphModule, mode: FakeTensorMode, *, training: bool) -> None:
     """Bring a traced graph into the form that passes rely on, in place.
 
-    Nested graphs that only set a mode are inlined, autocast's casts and the ends of regions
-    without gradients become operators, metadata assertions go away, ``aten.copy`` becomes
-    operators that have a derivative, and each node gets a fake value.
+    Nested graphs that only set a mode, or say that they repeat, are inlined, autocast's casts and
+    the ends of regions without gradients become operators, metadata assertions go away,
+    ``aten.copy`` becomes operators that have a derivative, and each node gets a fake value.
     """
     _inline_mode_regions(module)
+    inline_compiled_regions(module)
     _erase_assertions(module.graph)
     _name_values(module.graph, mode)
     make_casts_explicit(module.graph, mode)
@@ -99,44 +100,18 @@ def tidy(module: fx.GraphModule, mode: FakeTensorMode, *, training: bool) -> Non
 
 def _inline_mode_regions(module: fx.GraphModule) -> None:
     """Inline the bodies of ``wrap_with_autocast`` and ``wrap_with_set_grad_enabled``."""
-    for node in list(module.graph.nodes):
-        if node.target in _INLINED:
-            _inline(module, node)
-
-
-def _inline(module: fx.GraphModule, call: fx.Node) -> None:
-    """Put the body of one nested graph in the place of its call."""
     graph = module.graph
-    is_body = [isinstance(arg, fx.Node) and arg.op == "get_attr" for arg in call.args]
-    at = is_body.index(True)
-    handle: Any = call.args[at]
-    body = getattr(module, str(handle.target))
-    _inline_mode_regions(body)
-    inputs = body.graph.find_nodes(op="placeholder")
-    mapping: dict[fx.Node, Any] = dict(zip(inputs, call.args[at + 1 :], strict=True))
-    with graph.inserting_before(call):
+    for call in list(graph.nodes):
+        if call.target not in _MODE_REGIONS:
+            continue
+        settings, body = parts(module, call)
+        _inline_mode_regions(body)
         if call.target is _WITH_AUTOCAST:
-            region = graph.call_function(ENTER, call.args[:at])
-        for inner in body.graph.nodes:
-            if inner.op == "get_attr":
-                name = f"{handle.target}_{inner.target}".replace(".", "_")
-                setattr(module, name, getattr(body, str(inner.target)))
-                mapping[inner] = graph.get_attr(name)
-                mapping[inner].meta.update(inner.meta)
-            elif inner.op == "call_function":
-                mapping[inner] = graph.node_copy(inner, mapping.__getitem__)
-        if call.target is _WITH_AUTOCAST:
-            graph.call_function(EXIT, (region,))
-    results: Any = fx.map_arg(output_node(body.graph).args[0], mapping.__getitem__)
-    if isinstance(results, fx.Node):
-        results = (results,)
-    for user in list(call.users):
-        assert user.target is operator.getitem
-        user.replace_all_uses_with(results[user.args[1]])
-        graph.erase_node(user)
-    graph.erase_node(call)
-    if not handle.users:
-        graph.erase_node(handle)
+            with graph.inserting_before(call):
+                region = graph.call_function(ENTER, settings)
+            with graph.inserting_after(call):
+                graph.call_function(EXIT, (region,))
+        inline(module, call)
 
 
 def _erase_assertions(graph: fx.Graph) -> None:
