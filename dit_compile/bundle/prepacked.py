@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dit_compile.bundle.folder import checked_files
 from dit_compile.bundle.manifest import Manifest
-from dit_compile.bundle.sessions import RuntimeOptions, import_runtime, open_session
+from dit_compile.bundle.sessions import RuntimeOptions, by_file, import_runtime, open_session
 from dit_compile.config import cache_dir
 from dit_compile.errors import BackendError, OptionError
 
@@ -43,8 +43,8 @@ def laid_out(folder: Path, manifest: Manifest, options: RuntimeOptions) -> Path:
     kept = place(manifest)
     if not kept.is_dir():
         with _new_folder(kept) as work, checked_files(folder, manifest):
-            for file in dict.fromkeys(graph.file for graph in manifest.graphs.values()):
-                _lay_out(folder / file, work / file, options)
+            for file, own in by_file(manifest, options):
+                _lay_out(folder / file, work / file, own)
     return kept
 
 
@@ -81,7 +81,7 @@ def _lay_out(file: Path, to: Path, options: RuntimeOptions) -> None:
         "session.save_external_prepacked_constant_initializers": "1",
     }.items():
         settings.add_session_config_entry(key, value)
-    open_session(file, replace(options, prepack=True, session_options=settings))
+    open_session(file, replace(options, prepack=bool(options.prepack), session_options=settings))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,10 @@ class RuntimeOptions:
     prepack: bool | Literal["once"] = True
     session_options: Any = None
 
+    def __post_init__(self) -> None:
+        if self.prepack not in (True, False, "once"):
+            raise OptionError(f"prepack takes True, False or 'once', not {self.prepack!r}")
+
 
 class Graphs:
     """All graphs of a bundle, ready to run. Values that stay between calls stay on the device.
@@ -70,12 +74,8 @@ class Graphs:
         self.hold: Hold = HeldArray.of
         self._graphs = manifest.graphs
         self._device = _DEVICES.get(_name(options.providers[0]), "cpu") if options.providers else ""
-        ahead = {g.file for name, g in manifest.graphs.items() if name in (*AHEAD, ROWS)}
-        # What runs once a generation is not worth laying out, unless the caller's settings say so.
-        once = options if options.session_options else replace(options, prepack=False)
-        files = dict.fromkeys(graph.file for graph in manifest.graphs.values())
         self._sessions = {
-            file: open_session(folder / file, once if file in ahead else options) for file in files
+            file: open_session(folder / file, own) for file, own in by_file(manifest, options)
         }
         self._idle = {file: _idle_inputs(session) for file, session in self._sessions.items()}
 
@@ -129,6 +129,17 @@ class Graphs:
         idle = self._idle[graph.file]
         given = {read: values.get(read, nothing) for read, nothing in idle.items()}
         return given | {SELECTOR: np.array(graph.variant, np.int64)}
+
+
+def by_file(manifest: Manifest, options: RuntimeOptions) -> Iterator[tuple[str, RuntimeOptions]]:
+    """The files of a bundle's graphs, and how each is opened.
+
+    What runs once a generation is not worth laying out, unless the caller's settings say so.
+    """
+    ahead = {graph.file for name, graph in manifest.graphs.items() if name in (*AHEAD, ROWS)}
+    once = options if options.session_options else replace(options, prepack=False)
+    for file in dict.fromkeys(graph.file for graph in manifest.graphs.values()):
+        yield file, once if file in ahead else options
 
 
 def open_session(path: Path, options: RuntimeOptions) -> Any:

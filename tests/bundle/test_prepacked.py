@@ -145,6 +145,11 @@ def test_what_cannot_be_laid_out_once(merged: Path, options: dict[str, Any], why
         ditc.load(merged, prepack="once", **options)
 
 
+def test_anything_else_is_no_way(merged: Path) -> None:
+    with pytest.raises(OptionError, match="prepack takes True, False or 'once', not 'twice'"):
+        ditc.load(merged, prepack="twice")  # type: ignore[arg-type]
+
+
 def test_other_formats_cannot(pt2: Path) -> None:
     with pytest.raises(OptionError, match="but this bundle is of the format pt2"):
         ditc.load(pt2, prepack="once", trust=True)

@@ -183,7 +183,7 @@ def ditc_contenders() -> list[Contender]:
         ],
         "first-block": [
             f"residual-diff-threshold={threshold},order={order},max-warmup-steps=4"
-            for threshold in (0.05, 0.1, 0.2, 0.4)
+            for threshold in (0.05, 0.08, 0.12, 0.2, 0.4)
             for order in (0, 1, 2)
         ],
         "magnitude": [f"threshold={threshold}" for threshold in (0.06, 0.12, 0.24)],
