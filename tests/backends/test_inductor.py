@@ -12,8 +12,9 @@ from torch.nn import functional as F
 import dit_compile as ditc
 from dit_compile.backends.inductor import Inductor
 from dit_compile.errors import BackendError
+from dit_compile.ir.fake import leaves
 from dit_compile.ir.program import MAIN, placeholders
-from dit_compile.passes.lower import pack_weights
+from dit_compile.passes.lower import pack_keys, pack_weights
 from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
 from tests.passes.irtest import capture, ops, randn, weights
@@ -95,3 +96,19 @@ def test_packed_weights_are_those_of_the_model(
     for parameter in model.parameters():
         parameter.data = parameter.data * 0.9
     matches([900, 800])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["dit", "pixart", "sd3", "flux", "wan", "latte"])
+def test_packed_keys_change_no_result(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Inductor gives operators the strides that they were traced with, those of views included."""
+    monkeypatch.setattr(pack_keys, "speedup", lambda *_: 2.0)
+    torch._dynamo.reset()
+    case = zoo.case(family)
+    model = zoo.build(case)
+    inputs = case.inputs(0, torch.Generator().manual_seed(0))
+    fast = torch.compile(model, backend="ditc", fullgraph=True, options={"strict": True})
+    with torch.no_grad():
+        want, have = model(**inputs), fast(**inputs)
+    for left, right in zip(leaves(have), leaves(want), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
