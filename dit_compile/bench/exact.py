@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from rich.progress import Progress
 
 from dit_compile.analysis.roofline import Roofline, load_or_measure
@@ -16,8 +15,8 @@ from dit_compile.bench.cases import find_case
 from dit_compile.bench.plot import save_plot
 from dit_compile.bench.process import run_apart
 from dit_compile.bench.results import Results, between, gibibytes
-from dit_compile.bench.ways import find_way
-from dit_compile.bench.worker import Job, Measured
+from dit_compile.bench.ways import STOCK, find_way
+from dit_compile.bench.worker import Job, Measured, Setting
 from dit_compile.config import environment_with
 from dit_compile.errors import OptionError
 from dit_compile.optional import require
@@ -26,42 +25,19 @@ from dit_compile.report.terminal import JobProgress, terminal
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchOptions(Setting):
     """What is measured.
 
     Attributes:
         models, ways: names; see ``cases`` and ``ways``.
-        dtype, device, batch, steps, repeats, blocks: see :class:`~dit_compile.bench.worker.Job`.
+        repeats: timed steps of each way.
         compile_times: also measure first calls with an empty cache and with a full one.
-        out: folder for ``exact.json`` and ``exact.png``.
-        command: what the user typed, kept with the results.
     """
 
     models: tuple[str, ...]
     ways: tuple[str, ...]
-    dtype: str = "bfloat16"
-    device: str = "cpu"
-    batch: int = 2
-    steps: int = 50
     repeats: int = 7
-    blocks: int | None = None
     compile_times: bool = True
-    out: str = "bench_out"
-    command: str = ""
-
-    def job(self, model: str, ways: Sequence[str], repeats: int) -> Job:
-        """One process's work."""
-        return Job(
-            model,
-            tuple(ways),
-            self.dtype,
-            self.device,
-            self.batch,
-            self.steps,
-            repeats,
-            self.blocks,
-            torch.get_num_threads(),  # those that the roofline was measured with
-        )
 
 
 @dataclass
@@ -72,6 +48,7 @@ class Row:
         model, way: names.
         seconds: median time of a step.
         speedup: median ratio of default's time to this way's, step by step; and its 95 % interval.
+        lead: the same against the fastest way of torch.compile's own, and its 95 % interval.
         share: of the roofline's arithmetic peak, by the plain model's operations.
         error: relative error against eager.
         cold, warm: seconds of the first call with an empty cache and with a full one.
@@ -83,6 +60,8 @@ class Row:
     seconds: float
     speedup: float
     interval: tuple[float, float]
+    lead: float
+    lead_interval: tuple[float, float]
     share: float
     error: float
     cold: float | None = None
@@ -107,7 +86,8 @@ def run_bench(options: BenchOptions) -> Results[Row]:
             results.save(Path(options.out) / "exact.json")
             save_plot(Path(options.out) / "exact.png", results.rows)
     what = f"{options.dtype}, batch {options.batch}"
-    table = results.table(what, ("model", "way"), _COLUMNS, (_cells(row) for row in results.rows))
+    cells = (*map(_cells, results.rows), *_means(results.rows))
+    table = results.table(what, ("model", "way"), _COLUMNS, cells)
     terminal().print(table)
     return results
 
@@ -140,15 +120,16 @@ def _rows(
         steady = _spawn(options.job(model, options.ways, options.repeats), cache)
     progress.advance(bar)
     base = steady.seconds["default" if "default" in options.ways else options.ways[0]]
+    stock = [seconds for way, seconds in steady.seconds.items() if way in STOCK] or [base]
+    fastest = min(stock, key=statistics.median)
     for way, seconds in steady.seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(base, seconds, strict=True)]
         median = statistics.median(seconds)
         row = Row(
             model,
             way,
             median,
-            statistics.median(ratios),
-            _interval(ratios),
+            *_ratio(base, seconds),
+            *_ratio(fastest, seconds),
             steady.flops / median / roofline.peak(options.dtype),
             steady.error[way],
         )
@@ -166,12 +147,29 @@ def _spawn(job: Job, cache: str) -> Measured:
     return Measured(**run_apart("dit_compile.bench.worker", asdict(job), what, env))
 
 
-def _interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the median."""
-    return bootstrap(len(ratios), lambda at: statistics.median(ratios[i] for i in at.tolist()))
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """The median ratio of times that were taken in turns, and its 95 % interval."""
+    ratios = [base / own for base, own in zip(theirs, ours, strict=True)]
+    interval = bootstrap(len(ratios), lambda at: statistics.median(ratios[i] for i in at.tolist()))
+    return statistics.median(ratios), interval
 
 
-_COLUMNS = ("s/step", "speed-up", "95 %", "roofline", "error", "cold", "warm", "peak")
+_COLUMNS = (
+    *("s/step", "speed-up", "95 %", "over best", "95 %"),
+    *("roofline", "error", "cold", "warm", "peak"),
+)
+
+
+def _means(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """The geometric means over all models, where there are several."""
+    if len({row.model for row in rows}) < 2:
+        return
+    for way in dict.fromkeys(row.way for row in rows):
+        mine = [row for row in rows if row.way == way]
+        speedup = statistics.geometric_mean(row.speedup for row in mine)
+        lead = statistics.geometric_mean(row.lead for row in mine)
+        blank = [""] * (len(_COLUMNS) - 4)
+        yield ["geometric mean", way, "", f"{speedup:.2f}x", "", f"{lead:.2f}x", *blank]
 
 
 def _cells(row: Row) -> list[str]:
@@ -181,6 +179,8 @@ def _cells(row: Row) -> list[str]:
         f"{row.seconds:.3f}",
         f"{row.speedup:.2f}x",
         between(row.interval),
+        f"{row.lead:.2f}x",
+        between(row.lead_interval),
         f"{100 * row.share:.0f} %",
         f"{row.error:.0e}",
         f"{row.cold:.1f} s" if row.cold is not None else "-",

@@ -6,17 +6,15 @@ Weights are random, so quality is not measured; ``ditc bench cache`` does that o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import torch
 
 from dit_compile.analysis.machine import describe_setup
 from dit_compile.bench.cases import find_case
 from dit_compile.bench.looped import Looped, LoopedAll
 from dit_compile.bench.process import run_apart
 from dit_compile.bench.results import Results, between, generation_ratio
-from dit_compile.bench.worker import Job
+from dit_compile.bench.worker import Setting
 from dit_compile.errors import OptionError
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.report.terminal import JobProgress, terminal
@@ -26,28 +24,19 @@ BASE = "exact"
 
 
 @dataclass(frozen=True)
-class LoopBenchOptions:
+class LoopBenchOptions(Setting):
     """What is measured.
 
     Attributes:
         models: their names; see :mod:`dit_compile.bench.cases`.
         passes: pipelines as text, each with a cache.
-        dtype, device, batch, steps, blocks: see :class:`~dit_compile.bench.worker.Job`.
         generations: that are timed, after one that is not.
-        out: folder for ``loop.json``.
-        command: what the user typed, kept with the results.
     """
 
     models: tuple[str, ...]
     passes: tuple[str, ...]
-    dtype: str = "bfloat16"
-    device: str = "cpu"
-    batch: int = 2
-    steps: int = 20
     generations: int = 1
-    blocks: int | None = None
-    out: str = "bench_out"
-    command: str = ""
+    steps: int = field(default=20, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in self.models:
@@ -56,20 +45,6 @@ class LoopBenchOptions:
             Pipeline.parse(text)
         if self.batch < 1 or self.steps < 5 or self.generations < 1:
             raise OptionError("the bench needs a batch of 1, 5 steps and a generation")
-
-    def job(self, model: str) -> Job:
-        """What one process does."""
-        return Job(
-            model,
-            (BASE, *self.passes),
-            self.dtype,
-            self.device,
-            self.batch,
-            self.steps,
-            self.generations,
-            self.blocks,
-            torch.get_num_threads(),
-        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +95,8 @@ def run_loop_bench(options: LoopBenchOptions) -> Results[Row]:
 
 
 def _rows(model: str, options: LoopBenchOptions) -> Iterator[Row]:
-    done = run_apart("dit_compile.bench.looped", asdict(options.job(model)), f"measuring {model}")
+    job = options.job(model, (BASE, *options.passes), options.generations)
+    done = run_apart("dit_compile.bench.looped", asdict(job), f"measuring {model}")
     found = LoopedAll({way: Looped(**one) for way, one in done["ways"].items()}, done["recompiles"])
     base = found.ways[BASE]
     for way, one in found.ways.items():

@@ -47,6 +47,9 @@ WAYS = (
     Way("ditc", with_ditc),
 )
 
+#: Those of torch.compile's own.
+STOCK = ("default", "best", "autotuned")
+
 
 def find_way(name: str) -> Way:
     """The way called ``name``.

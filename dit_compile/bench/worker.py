@@ -9,7 +9,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -54,6 +54,39 @@ class Job:
         """Read what ``asdict`` and JSON made of one."""
         data = json.loads(text)
         return cls(**{**data, "ways": tuple(data["ways"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the benches of full-size models let one choose.
+
+    Attributes:
+        dtype, device, batch, steps, blocks: see :class:`Job`.
+        out: folder for results.
+        command: what the user typed, kept with the results.
+    """
+
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    batch: int = 2
+    steps: int = 50
+    blocks: int | None = None
+    out: str = "bench_out"
+    command: str = ""
+
+    def job(self, case: str, ways: Sequence[str], repeats: int) -> Job:
+        """One process's work, with as many threads as this one has."""
+        return Job(
+            case,
+            tuple(ways),
+            self.dtype,
+            self.device,
+            self.batch,
+            self.steps,
+            repeats,
+            self.blocks,
+            torch.get_num_threads(),
+        )
 
 
 @dataclass

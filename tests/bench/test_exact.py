@@ -10,7 +10,7 @@ import torch
 
 from dit_compile.analysis.roofline import load_or_measure
 from dit_compile.bench.cases import CASES, Case, find_case
-from dit_compile.bench.exact import BenchOptions, Row, _interval, run_bench
+from dit_compile.bench.exact import BenchOptions, Row, _cells, _means, _ratio, run_bench
 from dit_compile.bench.plot import save_plot
 from dit_compile.bench.ways import WAYS, find_way
 from dit_compile.bench.worker import Job, measure
@@ -44,16 +44,30 @@ def test_names_that_do_not_exist() -> None:
         run_bench(BenchOptions(("dit-xl-2-256",), ("eager",), repeats=4))
 
 
+def row(model: str, way: str, speedup: float = 1.2, lead: float = 1.1) -> Row:
+    return Row(model, way, 1.0, speedup, (1.1, 1.4), lead, (1.0, 1.2), 0.5, 0.0)
+
+
 def test_the_interval_of_a_median() -> None:
     ratios = [1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]
-    low, high = _interval(ratios)
+    median, (low, high) = _ratio(ratios, [1.0] * 7)
+    assert median == 1.4
     assert min(ratios) <= low < 1.4 < high <= max(ratios)
-    assert _interval(ratios) == (low, high)
-    assert _interval([2.0] * 5) == (2.0, 2.0)
+    assert _ratio(ratios, [1.0] * 7) == (median, (low, high))
+    assert _ratio([4.0] * 5, [2.0] * 5) == (2.0, (2.0, 2.0))
+
+
+def test_the_means_over_models() -> None:
+    rows = [row("a", "best"), row("a", "ditc", 1.0, 0.5), row("b", "best"), row("b", "ditc", 4, 2)]
+    assert not list(_means(rows[:2]))
+    best, ditc = _means(rows)
+    assert (best[1], best[3]) == ("best", "1.20x")
+    assert (ditc[1], ditc[3], ditc[5]) == ("ditc", "2.00x", "1.00x")
+    assert len(ditc) == len(_cells(rows[0]))
 
 
 def test_the_plot_has_a_bar_for_each_row(tmp_path: Path) -> None:
-    rows = [Row(m, w, 1.0, 1.2, (1.1, 1.4), 0.5, 0.0) for m in "ab" for w in ("default", "ditc")]
+    rows = [row(model, way) for model in "ab" for way in ("default", "ditc")]
     save_plot(tmp_path / "plot.png", rows)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -86,6 +100,7 @@ def test_the_whole_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     results = run_bench(options)
     assert [row.way for row in results.rows] == ["eager", "ditc"]
     theirs, ours = results.rows
+    assert (theirs.lead, ours.lead) == (theirs.speedup, ours.speedup)  # no way of torch.compile's
     assert ours.cold is not None
     assert ours.warm is not None
     assert ours.cold > ours.seconds
