@@ -14,6 +14,7 @@ from dit_compile.passes.hoist.hoist_invariant import HoistInvariant
 from dit_compile.passes.hoist.hoist_timestep import HoistTimestep
 from dit_compile.passes.lower.pack_keys import PackKeys
 from dit_compile.passes.lower.pack_weights import PackWeights
+from dit_compile.passes.lower.select_attention import SelectAttention
 from dit_compile.passes.lower.widen_products import WidenProducts
 
 ALL = (
@@ -31,5 +32,6 @@ ALL = (
     InsertBlockCache,
     WidenProducts,
     PackWeights,
+    SelectAttention,
     PackKeys,
 )

@@ -19,13 +19,17 @@ from dit_compile.backends.inductor.outline import outline
 from dit_compile.errors import BackendError
 from dit_compile.ir.fake import device_types
 from dit_compile.ir.program import InputKind, Program, copy_graph, placeholders
-from dit_compile.packed import packed_linear
+from dit_compile.kernels.attention import flash_attention
+from dit_compile.kernels.packed import packed_linear
 
 aten = torch.ops.aten
+
+_FOR_CPUS = "pack-weights,select-attention,pack-keys,eliminate-dead"
 
 _HEAVY = {
     aten.linear.default,
     packed_linear,
+    flash_attention,
     aten.matmul.default,
     aten.bmm.default,
     aten.convolution.default,
@@ -51,7 +55,7 @@ class Inductor:
     def lowerings(self, program: Program) -> str:
         """What pays on CPUs, in inference, and Inductor itself leaves undone."""
         on_cpu = device_types(program.main.nodes) == {"cpu"}
-        return "" if program.training or not on_cpu else "pack-weights,pack-keys,eliminate-dead"
+        return _FOR_CPUS if on_cpu and not program.training else ""
 
     def lowered(self, module: fx.GraphModule, program: Program) -> None:
         """Change a graph in place, just before it is compiled."""

@@ -22,9 +22,11 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from dit_compile import ops, packed
+from dit_compile import ops
 from dit_compile.errors import AnalysisError
 from dit_compile.ir.schema import argument
+from dit_compile.kernels.attention import flash_attention
+from dit_compile.kernels.packed import packed_linear
 
 aten = torch.ops.aten
 
@@ -220,7 +222,7 @@ cost_of(ops.norm_rotary)(_per_input(8))
 # --- formulas of heavy operators -------------------------------------------------------------
 
 
-@cost_of(aten.linear, packed.packed_linear, heavy=True)
+@cost_of(aten.linear, packed_linear, heavy=True)
 def _linear(node: fx.Node) -> sympy.Expr:
     return 2 * elements(node) * sizes_of(argument(node, "weight"))[-1]
 
@@ -255,13 +257,13 @@ def _convolution(node: fx.Node) -> sympy.Expr:
     return _conv_transpose(node) if argument(node, "transposed") else _conv(node)
 
 
-@cost_of(aten.scaled_dot_product_attention, heavy=True)
+@cost_of(aten.scaled_dot_product_attention, flash_attention, heavy=True)
 def _attention(node: fx.Node) -> sympy.Expr:
     # The result is [*batch, heads of the query, queries, value width], grouped heads broadcast.
     *outer, queries, value_width = sizes_of(node)
     keys, width = sizes_of(argument(node, "key"))[-2:]
     scores = queries * keys
-    if argument(node, "is_causal"):
+    if node.target is not flash_attention and argument(node, "is_causal"):
         # Query i sees keys 0 to i; from the last key on, all of them.
         seen = sympy.Min(queries, keys)
         scores = seen * (seen + 1) / 2 + (queries - seen) * keys

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dit_compile.analysis.machine import cache_file
+from dit_compile.errors import BackendError
 from dit_compile.files import write_atomically
 
 #: Computes something one way, and another way.
@@ -65,7 +66,7 @@ def _speedup(ways: Callable[[], Ways]) -> float:
         try:
             before, after = ways()
             before(), after()
-        except (AttributeError, RuntimeError):  # not in this build, or not on this processor
+        except (AttributeError, RuntimeError, BackendError):  # not in this build, or not here
             return 0.0
         for _ in range(_SAMPLES):
             for call, times in zip((before, after), samples, strict=True):

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import fx
 
-from dit_compile.analysis.cost import Hints, symbol_hints
-from dit_compile.analysis.cost_rules import expression_of
-from dit_compile.analysis.measured import Ways, speedup_of
-from dit_compile.ir.fake import dtype_name
+from dit_compile.analysis.cost import symbol_hints
+from dit_compile.analysis.measured import Ways
 from dit_compile.ir.program import Program
-from dit_compile.ir.schema import argument
+from dit_compile.passes.lower.attention import SDPA, measured_speedup, operands_of
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
 aten = torch.ops.aten
-
-_SDPA = aten.scaled_dot_product_attention.default
-
-#: Attention is measured on at most so many heads, queries and keys, of one sample.
-_PROBE_HEADS, _PROBE_QUERIES, _PROBE_KEYS = 8, 1024, 2048
-
-#: Sizes and strides of a tensor.
-Layout = tuple[Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +41,10 @@ class PackKeys(Pass):
         """Look at each attention of the graphs that serve steps."""
         for graph in rw.graphs():
             hints = symbol_hints(graph)
-            for node in graph.find_nodes(op="call_function", target=_SDPA):
+            for node in graph.find_nodes(op="call_function", target=SDPA):
                 if not _could_gain(node):
                     continue
-                gain = _speedup(node, hints)
+                gain = measured_speedup("packed keys", node, hints, _ways)
                 if gain >= self.min_speedup:
                     _pack(node, rw)
                 else:
@@ -73,65 +61,20 @@ def _pack(node: fx.Node, rw: Rewriter) -> None:
 
 def _scattered(node: fx.Node) -> dict[fx.Node, None]:
     """Keys and values whose heads are not in one piece each."""
-    packed = _operands(node)[1:]
+    packed = operands_of(node)[1:]
     return dict.fromkeys(each for each in packed if not each.meta["val"].is_contiguous())
 
 
 def _could_gain(node: fx.Node) -> bool:
     """On a CPU, with a batch of heads, some of them scattered."""
-    values = [operand.meta["val"] for operand in _operands(node)]
+    values = [operand.meta["val"] for operand in operands_of(node)]
     heads = all(value.dim() == 4 and value.device.type == "cpu" for value in values)
     return heads and bool(_scattered(node))
 
 
-def _speedup(node: fx.Node, hints: Hints) -> float:
-    dtype = node.meta["val"].dtype
-    return speedup(dtype, *(_layout(operand.meta["val"], hints) for operand in _operands(node)))
-
-
-def speedup(dtype: torch.dtype, queries: Layout, keys: Layout, values: Layout) -> float:
-    """How many times as fast attention is with packed keys, measured once on this machine.
-
-    Large ones are measured by smaller ones of the same strides, which flatters nothing: the fewer
-    the queries, the more the copies weigh.
-
-    Args:
-        dtype: of all.
-        queries: sizes ``[batch, heads, tokens, width]`` and strides.
-        keys: likewise.
-        values: likewise.
-    """
-    layouts = [
-        _part(queries, _PROBE_QUERIES),
-        _part(keys, _PROBE_KEYS),
-        _part(values, _PROBE_KEYS),
-    ]
-    shown = " ".join("x".join(map(str, (*sizes, *strides))) for sizes, strides in layouts)
-    return speedup_of(f"packed keys {shown} {dtype_name(dtype)}", partial(_ways, dtype, layouts))
-
-
-def _part(layout: Layout, tokens: int) -> Layout:
-    """The heads of one sample that are measured."""
-    (_, *sizes), (_, *strides) = layout
-    return (1, *map(min, sizes, (_PROBE_HEADS, tokens, sizes[-1]))), (0, *strides)
-
-
-def _ways(dtype: torch.dtype, layouts: Sequence[Layout]) -> Ways:
-    q, k, v = (torch.empty_strided(*layout, dtype=dtype).fill_(1) for layout in layouts)
-    grouped = q.shape[1] != k.shape[1]
+def _ways(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Ways:
+    grouped = query.shape[1] != key.shape[1]
     return (
-        lambda: _SDPA(q, k, v, enable_gqa=grouped),
-        lambda: _SDPA(q, k.contiguous(), v.contiguous(), enable_gqa=grouped),
+        lambda: SDPA(query, key, value, enable_gqa=grouped),
+        lambda: SDPA(query, key.contiguous(), value.contiguous(), enable_gqa=grouped),
     )
-
-
-def _layout(value: torch.Tensor, hints: Hints) -> Layout:
-    def known(sizes: Sequence[int]) -> list[int]:
-        return [int(expression_of(size).xreplace(dict(hints))) for size in sizes]
-
-    return known(value.shape), known(value.stride())
-
-
-def _operands(node: fx.Node) -> list[fx.Node]:
-    """Query, key and value."""
-    return [argument(node, name) for name in ("query", "key", "value")]

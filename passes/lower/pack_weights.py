@@ -13,7 +13,7 @@ from dit_compile.analysis.cost_rules import elements
 from dit_compile.analysis.machine import memory
 from dit_compile.errors import PipelineError
 from dit_compile.ir.program import Program
-from dit_compile.packed import DTYPES, pack_weight, packed_linear, speedup
+from dit_compile.kernels.packed import DTYPES, pack_weight, packed_linear, speedup
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 

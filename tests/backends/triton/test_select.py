@@ -192,7 +192,7 @@ def test_fusions_into_kernels_are_for_gpus_and_inference_alone(
     assert (
         Triton().lowerings(on_cpu)
         == Inductor().lowerings(on_cpu)
-        == "pack-weights,pack-keys,eliminate-dead"
+        == "pack-weights,select-attention,pack-keys,eliminate-dead"
     )
     passes = Triton().lowerings(on_gpu)
     assert [item.name for item in Pipeline.parse(passes)] == passes.split(",")

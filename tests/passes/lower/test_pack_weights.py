@@ -15,7 +15,7 @@ from dit_compile.capture.export import capture_module
 from dit_compile.errors import PipelineError
 from dit_compile.explanation import example_inputs
 from dit_compile.ir.program import Program
-from dit_compile.packed import pack_weight, packed_linear, speedup
+from dit_compile.kernels.packed import pack_weight, packed_linear, speedup
 from dit_compile.passes.lower import pack_weights, widen_products
 from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
