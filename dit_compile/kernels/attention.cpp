@@ -1,9 +1,9 @@
 // Attention in bfloat16 on processors that multiply pairs of bfloat16 (AVX-512 BF16).
 //
 // "FlashAttention-2", Dao, 2023: some queries of a head at a time, and the keys pass by in blocks.
-// Logits and sums are float32; weights are rounded to bfloat16 before they meet the values. Keys and
-// values of a head are laid out once, as vdpbf16ps multiplies them: in each 32-bit lane two channels
-// of a key, or two tokens of a value's channel.
+// Logits and sums are float32; weights are rounded to bfloat16 before they meet the values. Keys
+// and values of a head are laid out once, as vdpbf16ps multiplies them: in each 32-bit lane two
+// channels of a key, or two tokens of a value's channel.
 
 #include <immintrin.h>
 
@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 namespace {
@@ -25,7 +26,9 @@ constexpr int64_t KEYS = 512;    // keys whose logits are held at a time
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
 constexpr float LOG2_E = 1.44269504f;
 
-constexpr int64_t rounded_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+constexpr int64_t rounded_up(int64_t value, int64_t step) {
+  return (value + step - 1) / step * step;
+}
 
 struct Sizes {
   int64_t batch, heads, key_heads, queries, keys, width;
@@ -52,9 +55,8 @@ struct Mask {
 
 // c[ROWS][16 * VECTORS] (+)= a[ROWS][depth] b[depth][16 * VECTORS], in pairs of bfloat16.
 template <int ROWS, int VECTORS>
-inline void multiply_tile(const bfloat16* a, int64_t a_stride, const uint32_t* b,
-                                      int64_t b_stride, int64_t depth, float* c, int64_t c_stride,
-                                      bool accumulate) {
+inline void multiply_tile(const bfloat16* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
+                          int64_t depth, float* c, int64_t c_stride, bool accumulate) {
   __m512 sum[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int row = 0; row < ROWS; ++row)
@@ -80,19 +82,13 @@ inline void multiply_tile(const bfloat16* a, int64_t a_stride, const uint32_t* b
 #pragma GCC unroll 16
   for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; ++v)
-      _mm512_storeu_ps(c + row * c_stride + v * LANES, sum[row][v]);
+    for (int v = 0; v < VECTORS; ++v) _mm512_storeu_ps(c + row * c_stride + v * LANES, sum[row][v]);
 }
 
-// As many rows as keep all sums in registers.
-constexpr int rows_of_tile(int vectors) {
-  return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : vectors == 4 ? 6 : 5;
-}
-
+// The same for any number of rows: tiles of ROWS, then smaller ones.
 template <int ROWS, int VECTORS>
 void multiply_rows(int64_t rows, const bfloat16* a, int64_t a_stride, const uint32_t* b,
-                               int64_t b_stride, int64_t depth, float* c, int64_t c_stride,
-                               bool accumulate) {
+                   int64_t b_stride, int64_t depth, float* c, int64_t c_stride, bool accumulate) {
   for (; rows >= ROWS; rows -= ROWS, a += ROWS * a_stride, c += ROWS * c_stride)
     multiply_tile<ROWS, VECTORS>(a, a_stride, b, b_stride, depth, c, c_stride, accumulate);
   if constexpr (ROWS > 1)
@@ -102,31 +98,19 @@ void multiply_rows(int64_t rows, const bfloat16* a, int64_t a_stride, const uint
 }
 
 // The same for any number of columns that is a multiple of 16.
-void multiply(int64_t rows, int64_t columns, const bfloat16* a, int64_t a_stride,
-                          const uint32_t* b, int64_t b_stride, int64_t depth, float* c,
-                          int64_t c_stride, bool accumulate) {
+void multiply(int64_t rows, int64_t columns, const bfloat16* a, int64_t a_stride, const uint32_t* b,
+              int64_t b_stride, int64_t depth, float* c, int64_t c_stride, bool accumulate) {
+  // As many rows as keep all sums in registers.
+  static constexpr decltype(&multiply_rows<1, 1>) BY_VECTORS[] = {
+      multiply_rows<12, 1>, multiply_rows<12, 2>, multiply_rows<8, 3>, multiply_rows<6, 4>,
+      multiply_rows<5, 5>};
+  constexpr int64_t MOST = std::size(BY_VECTORS);
   const int64_t vectors = columns / LANES;
-  const int64_t tiles = (vectors + 4) / 5;
-  const int64_t most = (vectors + tiles - 1) / tiles;
-  for (int64_t done = 0; done < vectors;) {
-    const int64_t now = std::min(most, vectors - done);
-    const uint32_t* right = b + done * LANES;
-    float* to = c + done * LANES;
-    switch (now) {
-#define DITC_CASE(N)                                                                          \
-  case N:                                                                                     \
-    multiply_rows<rows_of_tile(N), N>(rows, a, a_stride, right, b_stride, depth, to, c_stride, \
-                                      accumulate);                                            \
-    break;
-      DITC_CASE(1)
-      DITC_CASE(2)
-      DITC_CASE(3)
-      DITC_CASE(4)
-      DITC_CASE(5)
-#undef DITC_CASE
-    }
-    done += now;
-  }
+  const int64_t tiles = (vectors + MOST - 1) / MOST;
+  const int64_t even = (vectors + tiles - 1) / tiles;
+  for (int64_t done = 0; done < vectors; done += even)
+    BY_VECTORS[std::min(even, vectors - done) - 1](rows, a, a_stride, b + done * LANES, b_stride,
+                                                   depth, c + done * LANES, c_stride, accumulate);
 }
 
 // The first so many lanes, of none to all.
@@ -136,7 +120,7 @@ inline __mmask16 first_lanes(int64_t count) {
 
 // Keys as [panel][width / 2][64 keys], zeros behind the last.
 void pack_keys(const bfloat16* keys, int64_t stride, int64_t count, int64_t width,
-                           uint32_t* packed) {
+               uint32_t* packed) {
   for (int64_t first = 0; first < count; first += PANEL)
     for (int64_t lane = 0; lane < PANEL; ++lane) {
       uint32_t* to = packed + first * (width / 2) + lane;
@@ -151,7 +135,7 @@ void pack_keys(const bfloat16* keys, int64_t stride, int64_t count, int64_t widt
 
 // Values as [tokens / 2][columns], zeros behind the last of either.
 void pack_values(const bfloat16* values, int64_t stride, int64_t count, int64_t padded,
-                             int64_t width, int64_t columns, uint32_t* packed) {
+                 int64_t width, int64_t columns, uint32_t* packed) {
   for (int64_t token = 0; token < padded; token += 2, packed += columns)
     for (int64_t channel = 0; channel < columns; channel += LANES) {
       const __mmask16 lanes = first_lanes(width - channel);
@@ -228,8 +212,8 @@ float highest_of(float* logits, int64_t count, int64_t padded) {
   for (int64_t key = 0; key < padded; key += PANEL)
     for (int64_t v = 0; v < PANEL / LANES; ++v)
       highest[v] = _mm512_max_ps(highest[v], _mm512_loadu_ps(logits + key + v * LANES));
-  return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(highest[0], highest[1]),
-                                            _mm512_max_ps(highest[2], highest[3])));
+  return _mm512_reduce_max_ps(
+      _mm512_max_ps(_mm512_max_ps(highest[0], highest[1]), _mm512_max_ps(highest[2], highest[3])));
 }
 
 // Weights of a row in bfloat16, 2 to the power of factor * (logit - highest); returns their sum.
@@ -256,8 +240,7 @@ void scale_by(float* row, int64_t columns, float factor) {
 void write_row(const float* row, float factor, int64_t width, bfloat16* to) {
   for (int64_t at = 0; at < width; at += LANES) {
     const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(row + at), _mm512_set1_ps(factor));
-    _mm256_mask_storeu_epi16(to + at, first_lanes(width - at),
-                             (__m256i)_mm512_cvtneps_pbh(value));
+    _mm256_mask_storeu_epi16(to + at, first_lanes(width - at), (__m256i)_mm512_cvtneps_pbh(value));
   }
 }
 
@@ -318,7 +301,8 @@ void attend(const Room& room, const Sizes& sizes, int64_t columns, int64_t count
                 : scale_row(logits, block, padded, scale, mask.from(row * mask_stride + first));
       const float top = std::max(highest[row], here);
       const float kept = top == LOWEST ? 1.0f : exp2_of(factor * (highest[row] - top));
-      total[row] = total[row] * kept + weigh_row(logits, padded, factor, top, room.weights + row * padded);
+      total[row] =
+          total[row] * kept + weigh_row(logits, padded, factor, top, room.weights + row * padded);
       if (first > 0 && kept != 1.0f) scale_by(room.sums + row * columns, columns, kept);
       highest[row] = top;
     }
@@ -326,8 +310,8 @@ void attend(const Room& room, const Sizes& sizes, int64_t columns, int64_t count
              padded / 2, room.sums, columns, first > 0);
   }
   for (int64_t row = 0; row < count; ++row)
-    write_row(room.sums + row * columns, total[row] == 0.0f ? 0.0f : 1.0f / total[row],
-              sizes.width, out + row * out_stride);
+    write_row(room.sums + row * columns, total[row] == 0.0f ? 0.0f : 1.0f / total[row], sizes.width,
+              out + row * out_stride);
 }
 
 }  // namespace
@@ -367,8 +351,8 @@ extern "C" int ditc_attention(const bfloat16* query, const bfloat16* key, const 
         const auto at = [&](const Strides& stride) {
           return sample * stride.sample + head * stride.head + first * stride.token;
         };
-        attend(room, sizes, columns, std::min(QUERIES, sizes.queries - first), scale,
-               query + at(q), q.token, mask.from(at(m)), m.token, out + at(o), o.token);
+        attend(room, sizes, columns, std::min(QUERIES, sizes.queries - first), scale, query + at(q),
+               q.token, mask.from(at(m)), m.token, out + at(o), o.token);
       }
     }
   }

@@ -28,6 +28,11 @@ STATIC: dict[str, dict[str, Any]] = {
     "mask": {"mask": "attn:" + "10" * 25 + " mlp:" + "11000" * 10},
 }
 
+OPENED: dict[str, dict[str, Any]] = {
+    "onnx": {"intra_op_num_threads": 1},
+    "aoti": {"trust": True},
+}
+
 GROUPS = {"delta": ("front", "rear"), "pyramid": ("spatial", "cross")}
 
 
@@ -78,19 +83,22 @@ def test_a_static_policy(merged: Path, toy: Toy) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["eager", "inductor"])
-def test_a_dynamic_policy(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "format"), [("eager", "onnx"), ("inductor", "onnx"), ("inductor", "aoti")]
+)
+def test_a_dynamic_policy(tmp_path: Path, target: str, format: str) -> None:
     bundled = BUNDLED["digits"]
     model, labels = bundled.load(), torch.tensor([3])
     method = f"method=first-block,residual-diff-threshold={THRESHOLD}"
     passes = f"exact,insert-block-cache{{{method}}}"
     call = bundled.example(labels)
-    manifest = ditc.export(model, call.args, call.kwargs, tmp_path / "b", passes=passes)
+    path = tmp_path / "b"
+    manifest = ditc.export(model, call.args, call.kwargs, path, passes=passes, format=format)
     assert manifest.schedule.judge
     torch._dynamo.reset()
     options = {"target": target, "strict": True, "passes": passes}
     fast = torch.compile(model, backend="ditc", options=options)
-    loaded = ditc.load(tmp_path / "b", intra_op_num_threads=1)
+    loaded = ditc.load(path, **OPENED[format])
     images, past = [], []
     for way in (fast, loaded):
         with ditc.session(way, timesteps=bundled.timesteps(STEPS)) as session:
