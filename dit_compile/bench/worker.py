@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dit_compile.bench.cases import Case, find_case
 from dit_compile.bench.process import peak_resident_bytes
+from dit_compile.bench.tally import Tally
 from dit_compile.bench.ways import find_way
 from dit_compile.runtime.session import session
 
@@ -129,9 +129,10 @@ def measure(job: Job) -> Measured:
                 if turn:  # the first of them warms caches and tables
                     measured.seconds[name].append(time.perf_counter() - started)
         if job.repeats:
-            with FlopCounterMode(display=False) as counter:
+            tally = Tally()
+            with tally.counting():
                 want = stepper(model, case, inputs, job)(clock[1]).double()
-            measured.flops = counter.get_total_flops()
+            measured.flops = tally.flops
             for name, run in runs.items():
                 have = run(clock[1]).double()
                 measured.error[name] = float((have - want).norm() / want.norm())

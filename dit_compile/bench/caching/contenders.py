@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, fx, nn
 
-from dit_compile.bench.caching.tally import Tally
+from dit_compile.bench.tally import Tally
 from dit_compile.calibration.calibrate import calibrate
 from dit_compile.demo.bundled import BundledModel
 from dit_compile.pipeline.text import parse

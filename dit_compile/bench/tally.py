@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from dit_compile.kernels.attention import flash_attention
+
 
 def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
     """Operations of an attention, told by shapes."""
@@ -17,8 +19,11 @@ def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **options: An
     return count
 
 
-#: The counter does not know the CPU's attention by itself.
-_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+#: The counter does not know attention on a CPU by itself.
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    flash_attention.overloadpacket: _attention_flops,
+}
 
 
 @dataclass
