@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from dit_compile.backends.inductor import Inductor
 from dit_compile.errors import BackendError
 from dit_compile.ir.fake import leaves
 from dit_compile.ir.program import MAIN, placeholders
-from dit_compile.passes.lower import pack_keys, pack_weights
+from dit_compile.passes.lower import pack_keys, pack_weights, select_attention
 from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
 from tests.passes.irtest import capture, ops, randn, weights
@@ -112,3 +113,33 @@ def test_packed_keys_change_no_result(monkeypatch: pytest.MonkeyPatch, family: s
         want, have = model(**inputs), fast(**inputs)
     for left, right in zip(leaves(have), leaves(want), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["dit", "pixart", "sd3", "flux", "wan", "latte"])
+def test_own_attention_is_as_close_as_torchs(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr(select_attention, "is_supported", lambda: True)
+    asked = []
+    monkeypatch.setattr(
+        select_attention, "measured_speedup", lambda _, node, *rest: asked.append(node) or 2.0
+    )
+    torch._dynamo.reset()
+    case = zoo.case(family)
+    inputs = case.inputs(0, torch.Generator().manual_seed(0))
+    model, half = zoo.build(case).double(), zoo.build(case).bfloat16()
+    rounded = _cast(inputs, torch.bfloat16)
+    fast = torch.compile(half, backend="ditc", fullgraph=True, options={"strict": True})
+    with torch.no_grad():
+        want, eager, own = model(**_cast(rounded, torch.double)), half(**rounded), fast(**rounded)
+    assert asked
+    for exact, theirs, ours in zip(*map(leaves, (want, eager, own)), strict=True):
+        error = (ours - exact).norm() / exact.norm()
+        assert error <= 1.2 * (theirs - exact).norm() / exact.norm()
+
+
+def _cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    def cast(value: Any) -> Any:
+        floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(dtype) if floats else value
+
+    return torch.utils._pytree.tree_map(cast, inputs)
