@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +16,33 @@ from torch import Tensor
 from dit_compile.errors import BackendError
 from dit_compile.kernels import library
 
-_SDPA = torch.ops.aten.scaled_dot_product_attention.default
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 _LIBRARY = torch.library.Library("ditc", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 #: What a mask may hold: numbers to add to the logits, or false where a key does not count.
 MASK_TYPES = {torch.bfloat16: 1, torch.float32: 2, torch.bool: 3}
 
-_INSTRUCTIONS = ("f", "bw", "dq", "vl", "bf16")
+_INSTRUCTIONS = (*(f"-mavx512{name}" for name in ("f", "bw", "dq", "vl", "bf16")), "-mfma")
 
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     "flash_attention(Tensor query, Tensor key, Tensor value, Tensor? mask=None,"
     " float? scale=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+
+
+def torch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Torch's attention, of grouped heads too."""
+    grouped = query.shape[1] != key.shape[1]
+    mixed: Tensor = SDPA(query, key, value, mask, scale=scale, enable_gqa=grouped)
+    return mixed
 
 
 @torch.library.impl(_LIBRARY, "flash_attention", "CPU")
@@ -52,8 +66,7 @@ def _flash_attention(
     """
     result = torch.empty_like(query)
     if query.dtype != torch.bfloat16 or not is_supported():
-        grouped = query.shape[1] != key.shape[1]
-        return result.copy_(_SDPA(query, key, value, mask, scale=scale, enable_gqa=grouped))
+        return result.copy_(torch_attention(query, key, value, mask, scale))
     if query.stride(-1) != 1:
         return result.copy_(_flash_attention(query.contiguous(), key, value, mask, scale))
     key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (key, value))
@@ -78,13 +91,7 @@ def _flash_attention(
 
 
 @torch.library.impl(_LIBRARY, "flash_attention", "Meta")
-def _result(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
+def _result(query: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(query)
 
 
@@ -102,4 +109,4 @@ def load() -> ctypes.CDLL:
     Raises:
         BackendError: it cannot be compiled here.
     """
-    return library.load("attention", *(f"-mavx512{name}" for name in _INSTRUCTIONS), "-mfma")
+    return library.load("attention", *_INSTRUCTIONS)

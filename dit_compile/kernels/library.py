@@ -11,8 +11,6 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from torch._inductor.cpp_builder import get_cpp_compiler
-
 from dit_compile.config import cache_dir
 from dit_compile.errors import BackendError
 
@@ -48,6 +46,8 @@ def load(name: str, *flags: str) -> ctypes.CDLL:
 
 def _compile(source: str, flags: tuple[str, ...], path: Path) -> None:
     """Compile into another file and move it into place: no process loads half of one."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name

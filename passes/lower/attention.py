@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from dit_compile.analysis.cost import Hints
+from dit_compile.analysis.cost import Hints, symbol_hints
 from dit_compile.analysis.cost_rules import expression_of
 from dit_compile.analysis.measured import Ways, speedup_of
 from dit_compile.ir.fake import dtype_name
 from dit_compile.ir.schema import argument
-
-SDPA = torch.ops.aten.scaled_dot_product_attention.default
+from dit_compile.kernels.attention import SDPA, torch_attention
+from dit_compile.pipeline.rewriter import Rewriter
 
 #: Attention is measured on at most so many heads, queries and keys, of one sample.
 _HEADS, _QUERIES, _KEYS = 8, 1024, 2048
@@ -22,16 +23,23 @@ _HEADS, _QUERIES, _KEYS = 8, 1024, 2048
 _Layout = tuple[Sequence[int], Sequence[int]]
 
 
+def attentions_on_cpu(rw: Rewriter) -> Iterator[tuple[fx.Node, Hints]]:
+    """Each attention of heads on a CPU in the graphs that serve steps, and its graph's sizes."""
+    for graph in rw.graphs():
+        hints = symbol_hints(graph)
+        for node in graph.find_nodes(op="call_function", target=SDPA):
+            values = [operand.meta["val"] for operand in operands_of(node)]
+            if all(value.dim() == 4 and value.device.type == "cpu" for value in values):
+                yield node, hints
+
+
 def operands_of(node: fx.Node) -> list[fx.Node]:
     """Query, key and value."""
     return [argument(node, name) for name in ("query", "key", "value")]
 
 
 def measured_speedup(
-    what: str,
-    node: fx.Node,
-    hints: Hints,
-    ways: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Ways],
+    what: str, node: fx.Node, hints: Hints, other: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> float:
     """How many times as fast attention of a node's sizes, type and layout is another way.
 
@@ -42,7 +50,7 @@ def measured_speedup(
         what: the other way, in words.
         node: attention of ``[batch, heads, tokens, width]``.
         hints: for symbolic sizes.
-        ways: torch's way and the other, given query, key and value.
+        other: that way, given query, key and value.
     """
     dtype = node.meta["val"].dtype
     query, key, value = (_layout(operand.meta["val"], hints) for operand in operands_of(node))
@@ -50,12 +58,13 @@ def measured_speedup(
     shown = " ".join("x".join(map(str, (*sizes, *strides))) for sizes, strides in layouts)
 
     def make() -> Ways:
-        return ways(*(torch.empty_strided(*layout, dtype=dtype).fill_(1) for layout in layouts))
+        q, k, v = (torch.empty_strided(*layout, dtype=dtype).fill_(1) for layout in layouts)
+        return partial(torch_attention, q, k, v), partial(other, q, k, v)
 
     return speedup_of(f"{what} {shown} {dtype_name(dtype)}", make)
 
 
-def _layout(value: torch.Tensor, hints: Hints) -> _Layout:
+def _layout(value: Tensor, hints: Hints) -> _Layout:
     def known(sizes: Sequence[int]) -> list[int]:
         return [int(expression_of(size).xreplace(dict(hints))) for size in sizes]
 

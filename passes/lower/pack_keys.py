@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from dit_compile.analysis.cost import symbol_hints
-from dit_compile.analysis.measured import Ways
 from dit_compile.ir.program import Program
-from dit_compile.passes.lower.attention import SDPA, measured_speedup, operands_of
+from dit_compile.kernels.attention import torch_attention
+from dit_compile.passes.lower.attention import (
+    attentions_on_cpu,
+    measured_speedup,
+    operands_of,
+)
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -39,16 +42,14 @@ class PackKeys(Pass):
 
     def run(self, program: Program, rw: Rewriter) -> None:
         """Look at each attention of the graphs that serve steps."""
-        for graph in rw.graphs():
-            hints = symbol_hints(graph)
-            for node in graph.find_nodes(op="call_function", target=SDPA):
-                if not _could_gain(node):
-                    continue
-                gain = measured_speedup("packed keys", node, hints, _ways)
-                if gain >= self.min_speedup:
-                    _pack(node, rw)
-                else:
-                    rw.miss(node, f"with packed keys it is {gain:.2f}x as fast")
+        for node, hints in attentions_on_cpu(rw):
+            if not _scattered(node):
+                continue
+            gain = measured_speedup("packed keys", node, hints, _attend_packed)
+            if gain >= self.min_speedup:
+                _pack(node, rw)
+            else:
+                rw.miss(node, f"with packed keys it is {gain:.2f}x as fast")
 
 
 def _pack(node: fx.Node, rw: Rewriter) -> None:
@@ -65,16 +66,5 @@ def _scattered(node: fx.Node) -> dict[fx.Node, None]:
     return dict.fromkeys(each for each in packed if not each.meta["val"].is_contiguous())
 
 
-def _could_gain(node: fx.Node) -> bool:
-    """On a CPU, with a batch of heads, some of them scattered."""
-    values = [operand.meta["val"] for operand in operands_of(node)]
-    heads = all(value.dim() == 4 and value.device.type == "cpu" for value in values)
-    return heads and bool(_scattered(node))
-
-
-def _ways(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Ways:
-    grouped = query.shape[1] != key.shape[1]
-    return (
-        lambda: SDPA(query, key, value, enable_gqa=grouped),
-        lambda: SDPA(query, key.contiguous(), value.contiguous(), enable_gqa=grouped),
-    )
+def _attend_packed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch_attention(query, key.contiguous(), value.contiguous())

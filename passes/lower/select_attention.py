@@ -8,13 +8,11 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from dit_compile.analysis.cost import symbol_hints
-from dit_compile.analysis.measured import Ways
 from dit_compile.ir.fake import same_size
 from dit_compile.ir.program import Program
 from dit_compile.ir.schema import argument
 from dit_compile.kernels.attention import MASK_TYPES, flash_attention, is_supported
-from dit_compile.passes.lower.attention import SDPA, measured_speedup, operands_of
+from dit_compile.passes.lower.attention import attentions_on_cpu, measured_speedup, operands_of
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -41,19 +39,17 @@ class SelectAttention(Pass):
         """Look at each attention of the graphs that serve steps."""
         if not is_supported():
             return
-        for graph in rw.graphs():
-            hints = symbol_hints(graph)
-            for node in graph.find_nodes(op="call_function", target=SDPA):
-                if not _is_for_kernel(node):
-                    continue
-                if reason := _objection(node):
-                    rw.miss(node, reason)
-                    continue
-                gain = measured_speedup("flash attention", node, hints, _ways)
-                if gain >= self.min_speedup:
-                    _select(node, rw)
-                else:
-                    rw.miss(node, f"ditc's kernel is {gain:.2f}x as fast")
+        for node, hints in attentions_on_cpu(rw):
+            if any(operand.meta["val"].dtype != torch.bfloat16 for operand in operands_of(node)):
+                continue
+            if reason := _objection(node):
+                rw.miss(node, reason)
+                continue
+            gain = measured_speedup("flash attention", node, hints, flash_attention)
+            if gain >= self.min_speedup:
+                _select(node, rw)
+            else:
+                rw.miss(node, f"ditc's kernel is {gain:.2f}x as fast")
 
 
 def _select(node: fx.Node, rw: Rewriter) -> None:
@@ -61,15 +57,6 @@ def _select(node: fx.Node, rw: Rewriter) -> None:
     mask, scale = argument(node, "attn_mask"), argument(node, "scale")
     given = (*operands_of(node), mask, scale)
     rw.replace(node, rw.call(flash_attention, *given, before=node, replaces=[node]))
-
-
-def _is_for_kernel(node: fx.Node) -> bool:
-    """Of heads of bfloat16 on a CPU."""
-    values = [operand.meta["val"] for operand in operands_of(node)]
-    return all(
-        value.dim() == 4 and value.device.type == "cpu" and value.dtype == torch.bfloat16
-        for value in values
-    )
 
 
 def _objection(node: fx.Node) -> str:
@@ -94,11 +81,3 @@ def _objection(node: fx.Node) -> str:
     if not all(map(same_size, made.stride(), wanted.stride())):
         return "the result would be laid out in another way"
     return ""
-
-
-def _ways(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Ways:
-    grouped = query.shape[1] != key.shape[1]
-    return (
-        lambda: SDPA(query, key, value, enable_gqa=grouped),
-        lambda: flash_attention(query, key, value),
-    )

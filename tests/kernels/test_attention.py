@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._inductor import cpp_builder
 from torch.nn import functional as F
 
 from dit_compile.errors import BackendError
@@ -176,7 +177,7 @@ def test_what_cannot_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DITC_CACHE_DIR", str(tmp_path))
     with pytest.raises(BackendError, match=r"cannot compile attention\.cpp: .*-mno-such"):
         library.load("attention", "-mno-such-instructions")
-    monkeypatch.setattr(library, "get_cpp_compiler", lambda: str(tmp_path / "missing"))
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: str(tmp_path / "missing"))
     with pytest.raises(BackendError, match=r"cannot compile attention\.cpp: .*missing"):
         library.load("attention", "-mavx512f")
     assert not list((tmp_path / "kernels").iterdir())
