@@ -68,6 +68,14 @@ class CostValue:
         """Bytes read and written."""
         return self.bytes_read + self.bytes_written
 
+    @staticmethod
+    def sum(costs: Iterable[CostValue]) -> CostValue:
+        """The sum of many costs."""
+        costs = list(costs)
+        return CostValue(
+            *(sum(getattr(cost, each.name) for cost in costs) for each in fields(CostValue))
+        )
+
 
 @dataclass(frozen=True)
 class Cost:

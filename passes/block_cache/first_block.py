@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.errors import PipelineError
 from dit_compile.ir.schedule import Done, Row, Step
-from dit_compile.passes.block_cache.forecast import newton
-from dit_compile.passes.block_cache.policy import CachePolicy, reused_in_a_row
+from dit_compile.passes.block_cache.forecasting import Forecasting
+from dit_compile.passes.block_cache.policy import reused_in_a_row
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstBlock(CachePolicy):
+class FirstBlock(Forecasting):
     """Reuse the residual of all blocks but the first and the last while the first change little.
 
     Sources: First Block Cache (ParaAttention, 2024): the mean absolute change of the first block's
@@ -39,8 +39,7 @@ class FirstBlock(CachePolicy):
         max_continuous_cached_steps: steps in a row that may reuse; -1 for no limit.
         measure: ``residual`` or ``embedding``.
         rescale: coefficients of TeaCache's polynomial, the highest power first.
-        order: above 0, the residual is forecast by a polynomial of this order through the last
-            computed ones.
+        order, basis, axis, ramp: as in :class:`Forecasting`; the residual is forecast.
     """
 
     method: ClassVar[str] = "first-block"
@@ -52,19 +51,13 @@ class FirstBlock(CachePolicy):
     max_continuous_cached_steps: int = -1
     measure: str = "residual"
     rescale: tuple[float, ...] = (1.0, 0.0)
-    order: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.at_least("residual_diff_threshold", 0)
         self.at_least("front", 1)
         self.at_least("back", 0)
-        self.at_least("order", 0)
         self.one_of("measure", ("residual", "embedding"))
-
-    @property
-    def depth(self) -> int:
-        """One value for each order, and the last."""
-        return self.order + 1
 
     @property
     def dynamic(self) -> bool:
@@ -117,6 +110,8 @@ class FirstBlock(CachePolicy):
             return True
         if _reached(reused, self.max_cached_steps):
             return True
+        if self.ramp and in_a_row >= self._reach(group, past):
+            return True
         changes = [step.change]
         if self.measure == "embedding":
             changes += [done.step.change for done in past[len(past) - in_a_row :]]
@@ -127,9 +122,10 @@ class FirstBlock(CachePolicy):
         """Both rows, or only the computing one if the threshold is 0."""
         return [(1,), (0,)] if self.residual_diff_threshold > 0 else [(1,)]
 
-    def coefficients(self, step: Step, computed: Sequence[Step]) -> Sequence[float]:
-        """The polynomial's through the last computed residuals."""
-        return newton(step.index, [each.index for each in computed])
+    def _reach(self, group: str, past: Sequence[Done]) -> int:
+        """Steps that may reuse before the distance between computed ones more than doubles."""
+        computed = [done.step.index for done in past if group in done.computed][-2:]
+        return 2 * (computed[-1] - computed[0]) - 1 if len(computed) == 2 else 0
 
     def _rescaled(self, change: float) -> float:
         if self.measure == "residual":

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.ir.schedule import Done, Row, Step
-from dit_compile.passes.block_cache.forecast import BASES
-from dit_compile.passes.block_cache.policy import CachePolicy
+from dit_compile.passes.block_cache.forecasting import Forecasting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taylor(CachePolicy):
+class Taylor(Forecasting):
     """Compute every ``interval``-th step, and forecast all sites between from the last ones.
 
     Source: TaylorSeer, "From Reusing to Forecasting: Accelerating Diffusion Models with
@@ -28,15 +27,8 @@ class Taylor(CachePolicy):
 
     Attributes:
         interval: steps from one computed step to the next; 1 computes every step.
-        order: highest order of the forecast; 0 reuses the last value.
+        order, basis, axis, ramp: as in :class:`Forecasting`.
         warmup_steps: first steps, all computed.
-        ramp: let the distance between computed steps double after the warm-up until it is
-            ``interval``: what neighbouring steps tell does not reach far. The published schedule
-            does without.
-        basis: ``taylor`` as published, or ``newton``: divided differences on the true spacing,
-            exact on polynomials of degree ``order``.
-        axis: what distances are measured on: ``step``, ``timestep`` as the model gets it, or
-            ``sigma``, the noise level that the session states; steps where that is not known.
         scope: ``branch`` keeps every attention and MLP output, ``last`` only what the last block
             leaves: far less memory, and the modulations of a forecast step are not its own.
     """
@@ -45,23 +37,13 @@ class Taylor(CachePolicy):
     interval: int = 4
     order: int = 2
     warmup_steps: int = 3
-    ramp: bool = False
-    basis: str = "taylor"
-    axis: str = "step"
     scope: str = "branch"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.at_least("interval", 1)
-        self.at_least("order", 0)
         self.at_least("warmup_steps", 1)
-        self.one_of("basis", BASES)
-        self.one_of("axis", ("step", "timestep", "sigma"))
         self.one_of("scope", ("branch", "last"))
-
-    @property
-    def depth(self) -> int:
-        """One value for each order, and the last."""
-        return self.order + 1
 
     def ladder(self) -> Sequence[Self]:
         """Growing intervals."""
@@ -83,14 +65,3 @@ class Taylor(CachePolicy):
     def rows(self, groups: Sequence[str]) -> Sequence[Row]:
         """Both rows, or only the computing one if the interval is 1."""
         return [(1,)] if self.interval == 1 else [(1,), (0,)]
-
-    def coefficients(self, step: Step, computed: Sequence[Step]) -> Sequence[float]:
-        """The forecast's, on the chosen axis, or on that of steps where it is not known."""
-        places = [self._place(each) for each in (step, *computed)]
-        if None in places or len(set(places)) < len(places):
-            places = [float(each.index) for each in (step, *computed)]
-        at, *known = (place for place in places if place is not None)
-        return BASES[self.basis](at, known)
-
-    def _place(self, step: Step) -> float | None:
-        return {"step": float(step.index), "timestep": step.time, "sigma": step.sigma}[self.axis]

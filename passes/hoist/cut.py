@@ -6,14 +6,14 @@ modulation as ``[B, D]``, not as ``[B, N, D]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from dit_compile.analysis.binding import node_bindings
-from dit_compile.analysis.cost import Hints, node_cost, symbol_hints
+from dit_compile.analysis.cost import CostValue, Hints, node_cost, symbol_hints
 from dit_compile.analysis.cost_rules import is_view, stored_bytes
 from dit_compile.ir.memory import is_returned
 from dit_compile.ir.program import Binding, Program
@@ -27,42 +27,54 @@ class Value:
     Attributes:
         node: what the main graph computes today.
         kept_bytes: bytes to keep for one step.
-        work_bytes: bytes moved to compute it, with what only it needs.
+        work: cost of computing it, with all that it needs.
     """
 
     node: fx.Node
     kept_bytes: int
-    work_bytes: int
+    work: CostValue
 
 
-def worthwhile(program: Program, binding: Binding, rw: Rewriter) -> list[Value]:
-    """The values on the cut that cost more to compute at each step than to read.
+def worthwhile(
+    program: Program, binding: Binding, rw: Rewriter, why_not: Callable[[Value], str]
+) -> list[Value]:
+    """The values to compute ahead, in graph order: those on the cut, or what they are made of.
 
     Args:
         program: the Program; its main graph is cut.
         binding: everything that is known by then may be computed ahead.
-        rw: told of the values that stay.
+        rw: told of the values on the cut that stay.
+        why_not: a reason not to compute a value ahead, empty if there is none.
     """
-    graph = program.main
-    hints = symbol_hints(graph)
-    weights = set(program.weight_nodes(graph))
-    moved: dict[fx.Node, int] = {}
-    found = []
-    for node in _cut(program, binding, hints):
-        kept = _bytes(node, hints)
-        needed = _with_ancestors(node)
-        for other in needed - moved.keys():
-            moved[other] = node_cost(other, weights).evaluate(hints).bytes_moved
-        work = sum(moved[other] for other in needed)
-        if work == 0:
+    hints = symbol_hints(program.main)
+    early = _early(program, binding)
+    costs = _Costs(program, hints)
+    cut = set(_cut(program, early, hints))
+    order = {node: i for i, node in enumerate(program.main.nodes)}
+    pending, seen, found = sorted(cut, key=order.__getitem__), set(cut), list[Value]()
+    for node in pending:  # which grows
+        value = Value(node, _bytes(node, hints), costs.with_ancestors(node))
+        if value.work.bytes_moved == 0:
             continue  # views of an input
-        if is_returned(node):
-            rw.miss(node, "the caller gets it, and may write into it")
-        elif work < kept:
-            rw.miss(node, f"reading {kept:,} bytes costs more than computing it")
-        else:
-            found.append(Value(node, kept, work))
-    return found
+        reason = "the caller gets it, and may write into it" if is_returned(node) else ""
+        reason = reason or why_not(value)
+        if not reason:
+            found.append(value)
+            continue
+        if node in cut:
+            rw.miss(node, reason)
+        behind = {_behind_views(arg, early) for arg in node.all_input_nodes if arg in early}
+        fresh = {each for each in behind if _is_tensor(each)} - seen
+        seen |= fresh
+        pending += fresh
+    return sorted(found, key=lambda value: order[value.node])
+
+
+def more_to_read(value: Value) -> str:
+    """Whether what is kept of a value is more than all that computing it moves."""
+    if value.work.bytes_moved < value.kept_bytes:
+        return f"reading {value.kept_bytes:,} bytes costs more than computing it"
+    return ""
 
 
 def within(values: list[Value], max_bytes: int, rw: Rewriter, *, rows: int = 1) -> list[fx.Node]:
@@ -89,10 +101,14 @@ def within(values: list[Value], max_bytes: int, rw: Rewriter, *, rows: int = 1) 
     return list(kept)
 
 
-def _cut(program: Program, binding: Binding, hints: Hints) -> list[fx.Node]:
-    """Tensors of at most ``binding`` that later values read, behind views where that is smaller."""
+def _early(program: Program, binding: Binding) -> set[fx.Node]:
+    """What is known by the time of ``binding``, inputs apart."""
     times = node_bindings(program)
-    early = {n for n, time in times.items() if n.op == "call_function" and time <= binding}
+    return {n for n, time in times.items() if n.op == "call_function" and time <= binding}
+
+
+def _cut(program: Program, early: set[fx.Node], hints: Hints) -> Iterator[fx.Node]:
+    """Tensors that later values read, behind views where that is smaller."""
     leaves: dict[fx.Node, list[fx.Node]] = {}
     for node in program.main.nodes:
         if node in early:
@@ -101,11 +117,6 @@ def _cut(program: Program, binding: Binding, hints: Hints) -> list[fx.Node]:
             if arg in early and _is_tensor(arg):
                 group = leaves.setdefault(_behind_views(arg, early), [])
                 group.extend([arg] if arg not in group else [])
-    order = {node: i for i, node in enumerate(program.main.nodes)}
-    return sorted(_smaller(leaves, hints), key=order.__getitem__)
-
-
-def _smaller(leaves: dict[fx.Node, list[fx.Node]], hints: Hints) -> Iterator[fx.Node]:
     for root, views in leaves.items():
         whole = _bytes(root, hints) <= sum(_bytes(view, hints) for view in views)
         yield from [root] if whole else views
@@ -129,6 +140,22 @@ def _behind_views(node: fx.Node, early: set[fx.Node]) -> fx.Node:
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+class _Costs:
+    """Costs of nodes together with all that they need."""
+
+    def __init__(self, program: Program, hints: Hints) -> None:
+        self._weights = set(program.weight_nodes(program.main))
+        self._hints = hints
+        self._own: dict[fx.Node, CostValue] = {}
+
+    def with_ancestors(self, node: fx.Node) -> CostValue:
+        """The cost of a node and of everything behind it."""
+        needed = _with_ancestors(node)
+        for each in needed - self._own.keys():
+            self._own[each] = node_cost(each, self._weights).evaluate(self._hints)
+        return CostValue.sum(self._own[each] for each in needed)
 
 
 def _with_ancestors(node: fx.Node) -> set[fx.Node]:

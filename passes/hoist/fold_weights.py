@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_compile.ir.program import MAIN, WEIGHTS, Binding, Program
-from dit_compile.passes.hoist.cut import within, worthwhile
+from dit_compile.passes.hoist.cut import more_to_read, within, worthwhile
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -32,4 +32,5 @@ class FoldWeights(Pass):
     def run(self, program: Program, rw: Rewriter) -> None:
         """Cut the main graph where weights meet inputs."""
         rw.graph_name = MAIN
-        rw.hoist(within(worthwhile(program, Binding.WEIGHT, rw), self.max_bytes, rw), WEIGHTS)
+        found = worthwhile(program, Binding.WEIGHT, rw, more_to_read)
+        rw.hoist(within(found, self.max_bytes, rw), WEIGHTS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dit_compile.ir.program import MAIN, PROLOGUE, Binding, Program
-from dit_compile.passes.hoist.cut import within, worthwhile
+from dit_compile.passes.hoist.cut import more_to_read, within, worthwhile
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -34,4 +34,5 @@ class HoistInvariant(Pass):
     def run(self, program: Program, rw: Rewriter) -> None:
         """Cut the main graph where the conditions meet the timestep or the latent."""
         rw.graph_name = MAIN
-        rw.hoist(within(worthwhile(program, Binding.INVARIANT, rw), self.max_bytes, rw), PROLOGUE)
+        found = worthwhile(program, Binding.INVARIANT, rw, more_to_read)
+        rw.hoist(within(found, self.max_bytes, rw), PROLOGUE)

@@ -7,10 +7,12 @@ measured on others, where nothing was chosen.
 from __future__ import annotations
 
 import datetime
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import MissingDependencyError, OptionError, find_named
 from dit_compile.optional import require
 from dit_compile.quality.compilations import Compilations
-from dit_compile.quality.metrics import psnr, relative_l2
+from dit_compile.quality.metrics import relative_l2
 from dit_compile.report.terminal import JobProgress, terminal
 
 _TUNED_ON = 0
@@ -66,7 +68,7 @@ class CacheBenchOptions:
     ratios: tuple[float, ...] = (1.5, 2.0, 3.0)
     images: int = 500
     batch: int = 50
-    tuned: int = 20
+    tuned: int = 50
     steps: int = 50
     guidance_scale: float = 3.0
     timed: int = 5
@@ -113,11 +115,13 @@ class Tried:
         contender: the setting.
         flop_ratio: operations of the plain model over its own.
         psnr: dB against the plain model.
+        frechet: Fréchet distance to real digits.
     """
 
     contender: Contender
     flop_ratio: float
     psnr: float
+    frechet: float
 
 
 @dataclass
@@ -158,7 +162,8 @@ class Bench:
 
         def attempt(contender: Contender) -> list[Tried]:
             have = weigh(contender, contender.build(subject, compiled=False), subject, _TUNED_ON)
-            return [Tried(contender, want.flops / have.flops, psnr(have.images, want.images))]
+            scores = ImageScores.of(have.images, want.images, subject.labels)
+            return [Tried(contender, want.flops / have.flops, scores.psnr, scores.frechet)]
 
         tried = []
         for contender in contenders:
@@ -233,18 +238,33 @@ class Bench:
 
 
 def chosen_from(tried: Iterable[Tried], ratios: Sequence[float]) -> Iterable[Contender]:
-    """Of each group, the setting of best PSNR at each ratio of operations or a higher one."""
+    """What is measured, from what was tried.
+
+    Of each group, the setting of best PSNR at each ratio of operations or a higher one; of ditc
+    also the best of those whose Fréchet distance is no greater than that of such a setting of
+    another group.
+    """
     tried = list(tried)
     chosen: dict[Contender, None] = {}
+
+    def choose(group: str, ratio: float, frechet: float = math.inf) -> Tried | None:
+        able = (
+            each
+            for each in tried
+            if each.contender.group == group
+            and each.flop_ratio >= _NEAR * ratio
+            and each.frechet <= frechet
+        )
+        best = max(able, key=lambda each: each.psnr, default=None)
+        if best is not None:
+            chosen[best.contender] = None
+        return best
+
     for group in dict.fromkeys(each.contender.group for each in tried):
         for ratio in ratios:
-            enough = [
-                each
-                for each in tried
-                if each.contender.group == group and each.flop_ratio >= _NEAR * ratio
-            ]
-            if enough:
-                chosen[max(enough, key=lambda each: each.psnr).contender] = None
+            best = choose(group, ratio)
+            if best is not None and group != "ditc":
+                choose("ditc", ratio, best.frechet)
     return chosen
 
 
@@ -270,7 +290,7 @@ def run_cache_bench(options: CacheBenchOptions) -> Results:
                 rows += measured
                 results.rows += measured
                 found = (compare(model, rows, ratio, _NEAR) for ratio in options.ratios)
-                results.comparisons = [*earlier, *(each for each in found if each is not None)]
+                results.comparisons = [*earlier, *chain.from_iterable(found)]
                 save(results, Path(options.out))
     print_results(results, terminal())
     return results

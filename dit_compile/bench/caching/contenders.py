@@ -182,9 +182,16 @@ def ditc_contenders() -> list[Contender]:
             if n > 2 or not ramp  # the same there
         ],
         "first-block": [
-            f"residual-diff-threshold={threshold},order={order},max-warmup-steps=4"
-            for threshold in (0.05, 0.08, 0.12, 0.2, 0.4)
+            f"residual-diff-threshold={threshold},order={order},{limits}"
+            for threshold in (0.08, 0.12, 0.2, 0.4)
             for order in (0, 1, 2)
+            for limits in (
+                "max-warmup-steps=4",
+                "max-warmup-steps=4,max-continuous-cached-steps=3",
+                "max-warmup-steps=3,max-continuous-cached-steps=3,ramp=true",
+                "max-warmup-steps=3,max-continuous-cached-steps=4,ramp=true",
+            )
+            if order or "ramp" not in limits  # which is for forecasts
         ],
         "magnitude": [f"threshold={threshold}" for threshold in (0.06, 0.12, 0.24)],
     }

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from dit_compile.ir.schedule import Step
 from dit_compile.ops import forecast
+from dit_compile.passes.block_cache.first_block import FirstBlock
 from dit_compile.passes.block_cache.forecast import BASES, newton, taylor
+from dit_compile.passes.block_cache.forecasting import Forecasting
 from dit_compile.passes.block_cache.taylor import Taylor
 
 
@@ -85,11 +87,13 @@ def test_every_basis_keeps_a_constant_and_the_known_values(at: float, known: lis
         assert basis(known[0], known) == pytest.approx([1.0] + [0.0] * (len(known) - 1))
 
 
-def test_the_axis_is_steps_or_timesteps() -> None:
+@pytest.mark.parametrize("policy", [Taylor, FirstBlock])
+def test_the_axis_is_steps_or_timesteps(policy: type[Forecasting]) -> None:
     steps = [Step(6, 9, False, 400.0), Step(5, 9, False, 500.0), Step(1, 9, False, 950.0)]
     now = Step(7, 9, False, 250.0)
-    by_step = Taylor(basis="newton", order=2).coefficients(now, steps)
-    by_time = Taylor(basis="newton", order=2, axis="timestep").coefficients(now, steps)
+    by_step = policy(basis="newton", order=2).coefficients(now, steps)
+    by_time = policy(basis="newton", order=2, axis="timestep").coefficients(now, steps)
+    assert policy(order=2).coefficients(now, steps) == taylor(7, [6, 5, 1])
     assert by_step == newton(7, [6, 5, 1])
     assert by_time == newton(250, [400, 500, 950])
 

@@ -113,6 +113,13 @@ class TestFirstBlock:
         assert decided(FirstBlock(max_cached_steps=3), small) == "100011111"
         assert decided(FirstBlock(max_warmup_steps=3), small) == "111000000"
 
+    def test_the_distance_between_computed_steps_may_at_most_double(self) -> None:
+        small = [0.0] * 14
+        assert decided(FirstBlock(ramp=True, max_warmup_steps=2), small) == "110100010000000"
+        capped = FirstBlock(ramp=True, max_warmup_steps=2, max_continuous_cached_steps=2)
+        assert decided(capped, small) == "110100100100100"
+        assert decided(FirstBlock(ramp=True), small) == "110100010000000"  # one step tells nothing
+
     def test_changes_of_the_embedding_add_up_and_start_over(self) -> None:
         policy = FirstBlock(measure="embedding", residual_diff_threshold=0.1)
         assert decided(policy, [0.04, 0.04, 0.04, 0.04, 0.09]) == "100101"

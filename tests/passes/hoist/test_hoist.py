@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -126,6 +127,41 @@ def test_what_does_not_fit_stays() -> None:
     assert len(fits.after.outputs[TABLE]) == 2
 
 
+def test_a_large_batch_computes_its_modulations_at_each_step() -> None:
+    """Each row of a table would do all the arithmetic, and reading it costs more than weights."""
+    many = randn(4 * D, 6, D), torch.full((4 * D,), 900.0), randn(4 * D, 5, D)
+    done = hoisted(Conditioned(), *many)
+    assert TABLE not in done.after.graphs
+    assert PROLOGUE in done.after.graphs  # the prompt is projected once, however large
+    ratios = [
+        re.fullmatch("for all steps at once ([0-9.]+) times as fast, less than .*=2", miss)
+        for miss in done.misses
+    ]
+    assert [float(found.group(1)) < 2 for found in ratios if found] == [True, True]
+    any_gain = HOISTS + "{min-speedup=0}"
+    assert TABLE in hoisted(Conditioned(), *many, passes=any_gain).after.graphs
+
+
+def test_where_a_value_does_not_pay_what_it_is_made_of_may() -> None:
+    """One modulation, repeated for every token and not broadcast, is kept before it is repeated."""
+
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.time = nn.Linear(D, 8 * D)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            rows = self.time(waves(t)).repeat_interleave(64, 0)
+            return x * rows.reshape(-1, 64, 8 * D).sin()
+
+    done = hoisted(Repeated(), randn(2, 64, 8 * D), torch.tensor([900.0, 900.0]))
+    (row,) = (done.after.producer(out.name) for out in done.after.outputs[TABLE])
+    assert row.meta["val"].shape == (2, 8 * D)
+    assert ops(done.after)["aten.linear"] == 0
+    (miss,) = done.misses
+    assert "less than min-speedup=2" in miss
+
+
 def test_what_the_caller_gets_stays() -> None:
     class Returns(nn.Module):
         def __init__(self) -> None:
@@ -175,9 +211,11 @@ def test_nothing_moves_while_autograd_records() -> None:
     assert [record.skipped for record in run.records] == ["autograd records"] * 3
 
 
-def test_zero_rows_are_refused() -> None:
+def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(PipelineError, match="rows must be at least 1, not 0"):
         Pipeline.parse("hoist-timestep{rows=0}")
+    with pytest.raises(PipelineError, match="min-speedup must be at least 0, not -1"):
+        Pipeline.parse("hoist-timestep{min-speedup=-1}")
 
 
 def left(program: Program, paths: tuple[str, ...]) -> set[str]:
