@@ -236,7 +236,7 @@ def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
     )
     cache.add_argument("--images", type=int, default=500, help="to report on (%(default)s)")
     cache.add_argument("--batch", type=int, default=50, help="images at a time (%(default)s)")
-    cache.add_argument("--tuned", type=int, default=20, help="to choose settings on (%(default)s)")
+    cache.add_argument("--tuned", type=int, default=50, help="to choose settings on (%(default)s)")
     cache.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
     cache.add_argument("--guidance-scale", type=float, default=3.0, help="(%(default)s)")
     cache.add_argument("--timed", type=int, default=5, help="timed generations (%(default)s)")

@@ -177,6 +177,12 @@ class TestReport:
 
 
 class TestCounting:
+    def test_weights_laid_out_by_an_earlier_contender_are_in_nobodys_way(self) -> None:
+        packed = torch.ones(4, 4).to_mkldnn()
+        plain, told = Uncached(), subject("digits", steps=2)
+        assert weigh(plain, plain.build(told, compiled=False), told, 0).flops > 0
+        assert packed.layout is not torch.strided
+
     @pytest.mark.slow
     def test_ditc_is_counted_by_the_same_measure(self) -> None:
         torch._dynamo.reset()

@@ -188,6 +188,7 @@ def ditc_contenders() -> list[Contender]:
             for limits in (
                 "max-warmup-steps=4",
                 "max-warmup-steps=4,max-continuous-cached-steps=3",
+                "max-warmup-steps=3,ramp=true",
                 "max-warmup-steps=3,max-continuous-cached-steps=3,ramp=true",
                 "max-warmup-steps=3,max-continuous-cached-steps=4,ramp=true",
             )

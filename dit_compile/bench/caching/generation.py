@@ -64,9 +64,14 @@ def weigh(contender: Contender, model: nn.Module, subject: Subject, seed: int) -
 
 
 def _live_bytes() -> int:
+    """Bytes of all tensors with a storage; weights that are laid out for a processor have none."""
     storages = {}
     for item in gc.get_objects():
-        if type(item) in (Tensor, nn.Parameter) and item.device.type != "meta":
+        if (
+            type(item) in (Tensor, nn.Parameter)
+            and item.device.type != "meta"
+            and item.layout is torch.strided
+        ):
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
