@@ -71,7 +71,7 @@ def worthwhile(
 
 
 def more_to_read(value: Value) -> str:
-    """Whether what is kept of a value is more than all that computing it moves."""
+    """The reason to stay of a value of which more is kept than computing it moves; else empty."""
     if value.work.bytes_moved < value.kept_bytes:
         return f"reading {value.kept_bytes:,} bytes costs more than computing it"
     return ""

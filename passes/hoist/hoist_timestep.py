@@ -57,7 +57,7 @@ class HoistTimestep(Pass):
         rw.hoist(within(found, self.max_bytes, rw, rows=self.rows), TABLE)
 
     def _too_slow(self, value: Value) -> str:
-        """Whether a row of the table is hardly cheaper than the value at its step.
+        """The reason to stay of a value that a row of the table hardly makes cheaper; else empty.
 
         Counted in bytes read: arithmetic and memory overlap, and all rows read the weights once.
         """
