@@ -14,13 +14,12 @@ from dit_compile.analysis.roofline import Roofline, load_or_measure
 from dit_compile.bench.cases import find_case
 from dit_compile.bench.plot import save_plot
 from dit_compile.bench.process import run_apart
-from dit_compile.bench.results import Results, between, gibibytes
+from dit_compile.bench.results import Results, between, gibibytes, turn_ratio
 from dit_compile.bench.ways import STOCK, find_way
 from dit_compile.bench.worker import Job, Measured, Setting
 from dit_compile.config import environment_with
 from dit_compile.errors import OptionError
 from dit_compile.optional import require
-from dit_compile.quality.bootstrap import bootstrap
 from dit_compile.report.terminal import JobProgress, terminal
 
 
@@ -128,8 +127,8 @@ def _rows(
             model,
             way,
             median,
-            *_ratio(base, seconds),
-            *_ratio(fastest, seconds),
+            *turn_ratio(base, seconds),
+            *turn_ratio(fastest, seconds),
             steady.flops / median / roofline.peak(options.dtype),
             steady.error[way],
         )
@@ -145,13 +144,6 @@ def _spawn(job: Job, cache: str) -> Measured:
     what = f"measuring {job.case} as {', '.join(job.ways)}"
     env = environment_with(TORCHINDUCTOR_CACHE_DIR=cache)
     return Measured(**run_apart("dit_compile.bench.worker", asdict(job), what, env))
-
-
-def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """The median ratio of times that were taken in turns, and its 95 % interval."""
-    ratios = [base / own for base, own in zip(theirs, ours, strict=True)]
-    interval = bootstrap(len(ratios), lambda at: statistics.median(ratios[i] for i in at.tolist()))
-    return statistics.median(ratios), interval
 
 
 _COLUMNS = (

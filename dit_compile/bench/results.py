@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +76,13 @@ class Results(Generic[RowT]):
             table.add_row(first if first != last else "", *others)
             last = first
         return table
+
+
+def turn_ratio(base: Sequence[float], own: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """The median ratio of times that were taken in turns, and its 95 % interval."""
+    ratios = [theirs / ours for theirs, ours in zip(base, own, strict=True)]
+    interval = bootstrap(len(ratios), lambda at: statistics.median(ratios[i] for i in at.tolist()))
+    return statistics.median(ratios), interval
 
 
 def generation_ratio(

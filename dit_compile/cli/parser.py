@@ -240,6 +240,13 @@ def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
     cache.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
     cache.add_argument("--guidance-scale", type=float, default=3.0, help="(%(default)s)")
     cache.add_argument("--timed", type=int, default=5, help="timed generations (%(default)s)")
+    cache.add_argument(
+        "--kept-mb",
+        type=float,
+        default=16.0,
+        metavar="MB",
+        help="what ditc may keep between steps, or as much as the other (%(default)g)",
+    )
     cache.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
     cache.set_defaults(command=_lazily("benches", "bench_cache"))
 

@@ -39,7 +39,7 @@ class FirstBlock(Forecasting):
         max_continuous_cached_steps: steps in a row that may reuse; -1 for no limit.
         measure: ``residual`` or ``embedding``.
         rescale: coefficients of TeaCache's polynomial, the highest power first.
-        order, basis, axis, ramp: as in :class:`Forecasting`; the residual is forecast.
+        order, basis, axis, known_from, ramp: as in :class:`Forecasting`; the residual is forecast.
     """
 
     method: ClassVar[str] = "first-block"

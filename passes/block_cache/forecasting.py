@@ -20,6 +20,9 @@ class Forecasting(CachePolicy):
             exact on polynomials of degree ``order``.
         axis: what distances are measured on: ``step``, ``timestep`` as the model gets it, or
             ``sigma``, the noise level that the session states; steps where that is not known.
+        known_from: first step whose value a forecast may rest on: how the first steps change says
+            little of later ones. In TaylorSeer's code it is the last step but one of the warm-up,
+            in cache-dit's step 2.
         ramp: let the distance between computed steps at most double from one to the next: what
             neighbouring steps tell does not reach far. The published methods do without.
     """
@@ -27,10 +30,12 @@ class Forecasting(CachePolicy):
     order: int = 0
     basis: str = "taylor"
     axis: str = "step"
+    known_from: int = 0
     ramp: bool = False
 
     def __post_init__(self) -> None:
         self.at_least("order", 0)
+        self.at_least("known_from", 0)
         self.one_of("basis", BASES)
         self.one_of("axis", ("step", "timestep", "sigma"))
 
@@ -41,11 +46,12 @@ class Forecasting(CachePolicy):
 
     def coefficients(self, step: Step, computed: Sequence[Step]) -> Sequence[float]:
         """The forecast's, on the chosen axis, or on that of steps where it is not known."""
-        places = [self._place(each) for each in (step, *computed)]
+        known = [each for each in computed if each.index >= self.known_from] or computed[:1]
+        places = [self._place(each) for each in (step, *known)]
         if None in places or len(set(places)) < len(places):
-            places = [float(each.index) for each in (step, *computed)]
-        at, *known = (place for place in places if place is not None)
-        return BASES[self.basis](at, known)
+            places = [float(each.index) for each in (step, *known)]
+        at, *grounds = (place for place in places if place is not None)
+        return [*BASES[self.basis](at, grounds), *[0.0] * (len(computed) - len(known))]
 
     def _place(self, step: Step) -> float | None:
         return {"step": float(step.index), "timestep": step.time, "sigma": step.sigma}[self.axis]

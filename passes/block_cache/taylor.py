@@ -27,7 +27,7 @@ class Taylor(Forecasting):
 
     Attributes:
         interval: steps from one computed step to the next; 1 computes every step.
-        order, basis, axis, ramp: as in :class:`Forecasting`.
+        order, basis, axis, known_from, ramp: as in :class:`Forecasting`.
         warmup_steps: first steps, all computed.
         scope: ``branch`` keeps every attention and MLP output, ``last`` only what the last block
             leaves: far less memory, and the modulations of a forecast step are not its own.
@@ -36,6 +36,7 @@ class Taylor(Forecasting):
     method: ClassVar[str] = "taylor"
     interval: int = 4
     order: int = 2
+    known_from: int = 1
     warmup_steps: int = 3
     scope: str = "branch"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, replace
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from dit_compile.bench.caching import bench
-from dit_compile.bench.caching.bench import CacheBenchOptions, Tried, chosen_from, run_cache_bench
+from dit_compile.bench.caching.bench import CacheBenchOptions, run_cache_bench
 from dit_compile.bench.caching.contenders import (
     Contender,
     Ditc,
@@ -24,11 +26,14 @@ from dit_compile.bench.caching.contenders import (
 )
 from dit_compile.bench.caching.generation import weigh
 from dit_compile.bench.caching.hooks import CacheDit, cache_dit_contenders, hook_contenders
-from dit_compile.bench.caching.report import Results, Row, compare, print_results, save
+from dit_compile.bench.caching.report import Results, compare, print_results, save
+from dit_compile.bench.caching.row import Row
 from dit_compile.bench.caching.scores import ImageScores
+from dit_compile.bench.caching.tuning import Tried, line_up
 from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import OptionError
 from dit_compile.pipeline.pipeline import Pipeline
+from dit_compile.quality.metrics import relative_l2
 
 
 def subject(model: str, images: int = 2, steps: int = 6) -> Subject:
@@ -42,14 +47,21 @@ def scores(shift: float, seed: int = 0) -> ImageScores:
     return ImageScores.of(reference + away, reference, torch.arange(40) % 10)
 
 
-def row(group: str, ratio: float, shift: float, form: str = "compiled") -> Row:
+def row(
+    group: str,
+    ratio: float,
+    shift: float,
+    form: str = "compiled",
+    turns: Sequence[float] = (1.0, 1.1),
+) -> Row:
     return Row(
         model="digits",
         group=group,
         method="m",
         setting="x=1",
         form=form,
-        seconds=0.1 * (1 + shift),
+        turns=turns,
+        seconds=statistics.median(turns) / 40,
         speed_up=2.0,
         speed_up_interval=(1.9, 2.1),
         flop_ratio=ratio,
@@ -63,35 +75,62 @@ def row(group: str, ratio: float, shift: float, form: str = "compiled") -> Row:
 
 
 class TestChoosing:
-    def test_each_group_shows_its_best_at_each_ratio(self) -> None:
-        tried = [
-            Tried(Ditc("a", "gentle"), 1.5, 50.0, 9.0),
-            Tried(Ditc("a", "middle"), 2.0, 40.0, 9.0),
-            Tried(Ditc("b", "middle"), 2.1, 41.0, 9.0),
-            Tried(Ditc("b", "strong"), 3.5, 30.0, 9.0),
-            Tried(CacheDit("db", "t", 0.1, 1, 3), 1.96, 45.0, 8.0),
-        ]
-        chosen = list(chosen_from(tried, (1.5, 2.0, 3.0)))
-        assert chosen == [
-            Ditc("a", "gentle"),
-            Ditc("b", "middle"),
-            Ditc("b", "strong"),
-            CacheDit("db", "t", 0.1, 1, 3),
-        ]
+    OTHER = CacheDit("db", "t", 0.1, 1, 3)
 
-    def test_ditc_also_shows_what_comes_as_near_to_real_digits(self) -> None:
-        near, far = Ditc("a", "near"), Ditc("a", "far")
-        other = CacheDit("db", "t", 0.1, 1, 3)
+    @staticmethod
+    def tried(
+        setting: str, ratio: float, psnr: float, frechet: float = 9.0, kept: int = 1
+    ) -> Tried:
+        return Tried(Ditc("a", setting), ratio, psnr, frechet, kept)
+
+    def against(self, *own: Tried, kept: int = 1, limit: float = 1) -> Contender | None:
+        """What is set against a setting with ratio 2, 45 dB and distance 8."""
+        other = Tried(self.OTHER, 2.0, 45.0, 8.0, kept)
+        together = next(iter(line_up([*own, other], (2.0,), limit)))
+        assert together[-1] is self.OTHER
+        return together[0] if len(together) == 2 else None
+
+    def test_ditc_shows_its_best_at_each_ratio(self) -> None:
         tried = [
-            Tried(far, 2.0, 50.0, 9.0),
-            Tried(near, 2.0, 46.0, 7.0),
-            Tried(Ditc("a", "nearest"), 2.0, 30.0, 1.0),
-            Tried(other, 2.0, 45.0, 8.0),
+            self.tried("gentle", 1.5, 50.0),
+            self.tried("middle", 2.0, 40.0),
+            self.tried("better", 2.1, 41.0),
+            self.tried("strong", 3.5, 30.0),
         ]
-        assert list(chosen_from(tried, (2.0,))) == [far, other, near]
+        shown = [(each.contender,) for each in tried if each.psnr != 40]
+        assert list(line_up(tried, (1.5, 2.0, 3.0), 1)) == shown
+
+    def test_others_meet_the_best_that_computes_no_more(self) -> None:
+        own = [
+            self.tried("slow", 1.9, 60.0, 1.0),
+            self.tried("good", 2.1, 50.0, 7.0),
+            self.tried("fair", 2.1, 46.0, 7.0),
+        ]
+        assert self.against(*own) == own[1].contender
+
+    def test_nothing_of_a_better_psnr_is_shown_if_its_other_score_is_worse(self) -> None:
+        own = [self.tried("far", 2.0, 50.0, 9.0), self.tried("near", 2.0, 46.0, 8.0)]
+        assert self.against(*own) == own[1].contender
+
+    def test_nothing_is_better_than_what_it_meets_in_both_scores(self) -> None:
+        own = [self.tried("far", 2.0, 50.0, 9.0), self.tried("near", 2.0, 44.0, 7.0)]
+        assert self.against(*own) == own[0].contender
+
+    def test_memory_is_that_of_the_other_or_the_limit(self) -> None:
+        large, small = self.tried("large", 2.0, 50.0, 7.0, 30), self.tried("small", 2.0, 46.0, 7.0)
+        assert self.against(large, small, kept=20, limit=20) == small.contender
+        assert self.against(large, small, kept=30, limit=20) == large.contender
+        assert self.against(large, small, kept=20, limit=30) == large.contender
+
+    def test_without_a_counterpart_others_are_alone(self) -> None:
+        assert self.against(self.tried("slow", 1.5, 60.0)) is None
+
+    def test_a_pair_is_shown_once_and_what_met_another_is_not_shown_again(self) -> None:
+        own, other = self.tried("x", 3.0, 50.0, 1.0), Tried(self.OTHER, 3.0, 45.0, 8.0, 1)
+        assert list(line_up([own, other], (1.5, 3.0), 1)) == [(own.contender, self.OTHER)]
 
     def test_a_group_that_reaches_no_ratio_shows_nothing(self) -> None:
-        assert not list(chosen_from([Tried(Ditc("a", ""), 1.2, 60.0, 9.0)], (1.5,)))
+        assert not list(line_up([self.tried("", 1.2, 60.0)], (1.5,), 1))
 
     def test_settings_are_ones_that_exist(self) -> None:
         for each in ditc_contenders():
@@ -103,37 +142,18 @@ class TestChoosing:
 
 
 class TestComparing:
-    def test_the_best_of_both_sides(self) -> None:
-        rows = [
-            row("uncached", 9, 0.001),
-            row("ditc", 2.0, 0.1),
-            row("ditc", 2.2, 0.2),
-            row("diffusers", 2.0, 0.3),
-            row("cache-dit", 1.2, 0.01),
-            row("diffusers", 2.0, 0.01, form="eager"),
-        ]
-        found, *nearer = compare("digits", rows, 2.0, 1.0)
-        assert [each.frechet_gain[0] <= 0 for each in nearer] == [True] * len(nearer)
-        assert (found.ours, found.theirs) == ("ditc m x=1", "diffusers m x=1")
+    def test_against_the_faster_form(self) -> None:
+        ours = row("ditc", 2.0, 0.1, turns=(1.0, 2.0, 1.5))
+        eager = row("diffusers", 1.9, 0.3, "eager", turns=(2.2, 4.4))
+        compiled = row("diffusers", 1.9, 0.3, turns=(3.0, 4.0, 3.5))
+        found = compare(ours, [compiled, eager])
+        assert (found.ours, found.theirs, found.form) == ("ditc m x=1", "diffusers m x=1", "eager")
+        assert found.flop_ratio == (2.0, 1.9)
         gain, (low, high) = found.psnr_gain
         assert gain == pytest.approx(20 * torch.log10(torch.tensor(3.0)).item(), abs=0.3)
         assert low <= gain <= high
-        assert found.time_ratio == pytest.approx(1.3 / 1.1)
-
-    def test_one_side_alone(self) -> None:
-        assert list(compare("digits", [row("ditc", 2, 0.1)], 2, 1)) == []
-
-    def test_the_best_that_comes_as_near_to_real_digits(self) -> None:
-        """Pictures that are farther from the uncached ones may be nearer to real digits."""
-
-        def at(group: str, setting: str, shift: float, frechet: float) -> Row:
-            made = row(group, 2.0, shift)
-            return replace(made, setting=setting, scores=replace(made.scores, frechet=frechet))
-
-        theirs = at("cache-dit", "x=1", 0.2, 8.0)
-        far, near = at("ditc", "x=1", 0.1, 9.0), at("ditc", "near", 0.15, 7.0)
-        found = compare("digits", [far, near, theirs], 2.0, 1.0)
-        assert [each.ours for each in found] == ["ditc m x=1", "ditc m near"]
+        ratio, (low, high) = found.time_ratio
+        assert low == ratio == high == pytest.approx(2.2), "of the turns that both took"
 
     def test_a_set_against_itself(self) -> None:
         own = scores(0.1)
@@ -148,6 +168,7 @@ class TestReport:
         {"images": 40, "steps": 50, "guidance_scale": 3.0},
         {"processor": "a processor", "torch": "2"},
         [row("uncached", 1, 0.0), row("ditc", 2, 0.1), row("diffusers", 2, 0.2)],
+        tried={"digits": [Tried(Ditc("interval", "interval=2"), 2.0, 40.0, 9.0, 8)]},
         refused={"digits": {"diffusers fastercache": "RuntimeError: [sizes] differ"}},
     )
 
@@ -162,17 +183,25 @@ class TestReport:
             "frechet",
             "accuracy",
         }
+        assert data["rows"][1]["turns"] == [1.0, 1.1]
+        (tried,) = data["tried"]["digits"]
+        assert tried["psnr"] == 40
+        assert tried["contender"] == {
+            "group": "ditc",
+            "method": "interval",
+            "setting": "interval=2",
+        }
         assert (tmp_path / "new" / "cache_digits.png").read_bytes().startswith(b"\x89PNG")
 
     def test_tables(self) -> None:
         console = Console(width=260, file=io.StringIO())
         results = Results(**{**vars(self.RESULTS)})
-        results.comparisons = list(compare("digits", results.rows, 2, 1))
-        assert results.comparisons
+        results.comparisons = [compare(results.rows[1], results.rows[2:])]
         with console.capture() as written:
             print_results(results, console)
         text = written.get()
         assert "ditc m x=1" in text
+        assert "100 %" in text, "of a ratio of operations that became time"
         assert "diffusers fastercache did not run: RuntimeError: [sizes] differ" in text
 
 
@@ -192,6 +221,24 @@ class TestCounting:
         half = weigh(cached, cached.build(given, compiled=False), given, 0)
         assert 1.4 < plain.flops / half.flops < 1.6, "steps 0, 2, 4 and the last of 6"
         assert half.kept_bytes > plain.kept_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("model", sorted(BUNDLED))
+def test_first_block_is_what_cache_dit_does(model: str, order: int) -> None:
+    """The same threshold, the same decisions, the same pictures."""
+    torch._dynamo.reset()
+    told = subject(model, steps=20)
+    limits = f"residual-diff-threshold=0.2,order={order},max-warmup-steps=4,known-from=2"
+    theirs = CacheDit("dbcache", "", 0.2, order, -1)
+    plain, want, have = (
+        weigh(each, each.build(told, compiled=False), told, 0)
+        for each in (Uncached(), theirs, Ditc("first-block", limits))
+    )
+    assert plain.flops > 1.3 * max(want.flops, have.flops)
+    assert relative_l2(have.images, want.images) < 1e-5
+    assert relative_l2(have.images, plain.images) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -225,7 +272,7 @@ class Broken(Contender):
 def test_the_whole_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hooks = [each for each in hook_contenders() if each.setting == "interval=2,order=1,lite"]
+    hooks = [each for each in hook_contenders() if each.setting == "interval=2,order=1,scope=lite"]
     monkeypatch.setattr(
         bench,
         "_GROUPS",

@@ -1,46 +1,46 @@
 """Caching by ditc, by diffusers' hooks and by cache-dit, on bundled models.
 
 Each group first tries its settings on one seed; the best at each ratio of operations is then
-measured on others, where nothing was chosen.
+measured on others, where nothing was chosen, in turns with a setting of ditc that computes and
+keeps no more.
 """
 
 from __future__ import annotations
 
 import datetime
-import math
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from rich.progress import Progress
 
 from dit_compile.analysis.machine import describe_setup
 from dit_compile.bench.caching.contenders import Contender, Subject, Uncached, ditc_contenders
-from dit_compile.bench.caching.generation import Footprint, generate, weigh
+from dit_compile.bench.caching.generation import generate, weigh
 from dit_compile.bench.caching.hooks import cache_dit_contenders, hook_contenders
-from dit_compile.bench.caching.report import Results, Row, compare, print_results, save, speed_up
+from dit_compile.bench.caching.report import Comparison, Results, compare, print_results, save
+from dit_compile.bench.caching.row import Row
 from dit_compile.bench.caching.scores import ImageScores
+from dit_compile.bench.caching.tuning import Tried, line_up
+from dit_compile.bench.caching.turns import COMPILED, EAGER, Player, Reference
 from dit_compile.demo import digits
 from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import MissingDependencyError, OptionError, find_named
 from dit_compile.optional import require
-from dit_compile.quality.compilations import Compilations
-from dit_compile.quality.metrics import relative_l2
 from dit_compile.report.terminal import JobProgress, terminal
 
-_TUNED_ON = 0
+_TUNED_ON, _REPORTED_FROM = 0, 1000
 _GROUPS: dict[str, Callable[[], list[Contender]]] = {
     "ditc": ditc_contenders,
     "diffusers": hook_contenders,
     "cache-dit": cache_dit_contenders,
 }
-#: A setting stands for a ratio of operations if it comes this near.
-_NEAR = 0.97
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ class CacheBenchOptions:
         tuned: images that settings are chosen on.
         steps: denoising steps.
         guidance_scale: weight of classifier-free guidance.
-        timed: generations that are timed, of each form.
+        timed: generations of the plain model, and of others in eager, that are timed; all compiled
+            ones are.
+        kept_mb: what ditc may keep from step to step for a batch, or as much as what it is set
+            against.
         out: folder for results.
         command: what the user typed, kept with the results.
     """
@@ -72,6 +75,7 @@ class CacheBenchOptions:
     steps: int = 50
     guidance_scale: float = 3.0
     timed: int = 5
+    kept_mb: float = 16.0
     out: str = "bench_out"
     command: str = ""
 
@@ -104,78 +108,100 @@ class CacheBenchOptions:
     @property
     def seeds(self) -> range:
         """Seeds that results are reported on; none is the one that settings are chosen on."""
-        return range(_TUNED_ON + 1, _TUNED_ON + 1 + self.images // self.batch)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A setting on the tuning seed.
-
-    Attributes:
-        contender: the setting.
-        flop_ratio: operations of the plain model over its own.
-        psnr: dB against the plain model.
-        frechet: Fréchet distance to real digits.
-    """
-
-    contender: Contender
-    flop_ratio: float
-    psnr: float
-    frechet: float
+        return range(_REPORTED_FROM, _REPORTED_FROM + self.images // self.batch)
 
 
 @dataclass
 class Bench:
-    """The measurements on one model."""
+    """The measurements on one model.
+
+    Attributes:
+        tried: settings on the tuning seed.
+        refused: what could not run, and why.
+    """
 
     model: str
     options: CacheBenchOptions
     progress: Progress
+    tried: list[Tried] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def rows(self) -> Iterator[list[Row]]:
-        """Tune, then measure what was chosen, one after the other; the plain model comes first."""
-        tried = self._tune()
-        chosen = list(chosen_from(tried, self.options.ratios))
+    def run(self) -> Iterator[tuple[list[Row], list[Comparison]]]:
+        """Tune, then measure what was chosen, one line-up after the other.
+
+        The plain model comes first. A setting that meets several others has the rows of the first
+        time.
+        """
+        self._tune()
+        kept = 1e6 * self.options.kept_mb
+        chosen = [(Uncached(),), *line_up(self.tried, self.options.ratios, kept)]
         subject = self.options.subject(self.model, self.options.batch)
         base = Uncached().build(subject, compiled=False)
-        bar = self.progress.add_task(f"{self.model}: reference", total=len(self.options.seeds))
-        reference = []
-        for seed in self.options.seeds:
-            reference.append(generate(Uncached(), base, subject, seed).images)
-            self.progress.advance(bar)
-        plain_run = weigh(Uncached(), base, subject, self.options.seeds[0])
-        bar = self.progress.add_task(f"{self.model}: measuring", total=len(chosen) + 1)
-        for contender in (Uncached(), *chosen):
-            measure = partial(
-                self._measure, contender, subject, base, torch.cat(reference), plain_run
-            )
-            yield self._attempt(contender, measure)
+        reference = self._reference(subject, base)
+        bar = self.progress.add_task(f"{self.model}: measuring", total=len(chosen))
+        shown = set[Contender]()
+        for together in chosen:
+            rows = self._measure(together, subject, base, reference)
+            ours, *theirs = (rows[each] for each in together if each in rows)
+            new = chain.from_iterable(rows[each] for each in rows if each not in shown)
+            yield list(new), [compare(ours[0], forms) for forms in theirs]
+            shown.update(rows)
             self.progress.advance(bar)
 
-    def _tune(self) -> list[Tried]:
+    def _tune(self) -> None:
         subject = self.options.subject(self.model, self.options.tuned)
         plain = Uncached()
         want = weigh(plain, plain.build(subject, compiled=False), subject, _TUNED_ON)
         contenders = self.options.contenders()
         bar = self.progress.add_task(f"{self.model}: tuning", total=len(contenders))
 
-        def attempt(contender: Contender) -> list[Tried]:
+        def attempt(contender: Contender) -> Tried:
             have = weigh(contender, contender.build(subject, compiled=False), subject, _TUNED_ON)
             scores = ImageScores.of(have.images, want.images, subject.labels)
-            return [Tried(contender, want.flops / have.flops, scores.psnr, scores.frechet)]
+            ratio = want.flops / have.flops
+            return Tried(contender, ratio, scores.psnr, scores.frechet, have.kept_bytes)
 
-        tried = []
         for contender in contenders:
-            tried += self._attempt(contender, partial(attempt, contender))
+            torch._dynamo.reset()
+            self.tried += self._attempt(contender, partial(attempt, contender))
             self.progress.advance(bar)
-        return tried
 
-    def _attempt(self, contender: Contender, run: Callable[[], list[Any]]) -> list[Any]:
-        """Run; what a contender cannot do is noted and not hidden."""
-        torch._dynamo.reset()
+    def _reference(self, subject: Subject, base: torch.nn.Module) -> Reference:
+        seeds = self.options.seeds
+        bar = self.progress.add_task(f"{self.model}: reference", total=len(seeds))
+        images = []
+        for seed in seeds:
+            images.append(generate(Uncached(), base, subject, seed).images)
+            self.progress.advance(bar)
+        weighed = weigh(Uncached(), base, subject, seeds[0])
+        return Reference(torch.cat(images), subject.labels.repeat(len(seeds)), weighed)
+
+    def _measure(
+        self,
+        together: Sequence[Contender],
+        subject: Subject,
+        base: torch.nn.Module,
+        reference: Reference,
+    ) -> dict[Contender, list[Row]]:
+        """Rows of the forms of each; they and the plain model take turns."""
+        seeds, seconds = self.options.seeds, list[float]()
+        with ExitStack() as stack:
+            players = list[Player]()
+            for each in together:
+                ready = partial(Player.ready, each, subject, seeds[0], _TUNED_ON)
+                players += map(stack.enter_context, self._attempt(each, ready))
+            for turn, seed in enumerate(seeds):
+                timed = turn < self.options.timed
+                for player in players:
+                    player.turn(seed, (COMPILED, EAGER) if timed else (COMPILED,))
+                if timed:
+                    seconds.append(generate(Uncached(), base, subject, seed).seconds)
+            return {each.contender: list(each.rows(reference, seconds)) for each in players}
+
+    def _attempt(self, contender: Contender, run: Callable[[], _T]) -> list[_T]:
+        """The result; what a contender of others cannot do is noted and not hidden."""
         try:
-            return run()
+            return [run()]
         except MissingDependencyError:
             raise
         except Exception as error:
@@ -184,88 +210,6 @@ class Bench:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             self.refused.setdefault(f"{contender.group} {contender.method}", reason[:160])
             return []
-
-    def _measure(
-        self,
-        contender: Contender,
-        subject: Subject,
-        base: torch.nn.Module,
-        reference: torch.Tensor,
-        plain_run: Footprint,
-    ) -> list[Row]:
-        """A row for each form of a contender; they and the plain model take turns."""
-        seeds, timed = self.options.seeds, self.options.timed
-        forms = ("compiled",) if contender.group == "ditc" else ("eager", "compiled")
-        plain = contender.build(subject, compiled=False)
-        weighed = weigh(contender, plain, subject, seeds[0])
-        compiled = contender.build(subject, compiled=True)
-        compilations, late = Compilations(), Compilations()
-        with compilations:
-            first = generate(contender, compiled, subject, _TUNED_ON).seconds
-        seconds: dict[str, list[float]] = {"eager": [], "compiled": [], "base": []}
-        images = []
-        with late:
-            for turn, seed in enumerate(seeds):
-                done = generate(contender, compiled, subject, seed)
-                images.append(done.images)
-                if turn < timed:
-                    seconds["compiled"].append(done.seconds)
-                    seconds["base"].append(generate(Uncached(), base, subject, seed).seconds)
-                    if "eager" in forms:
-                        seconds["eager"].append(generate(contender, plain, subject, seed).seconds)
-        scores = ImageScores.of(
-            torch.cat(images), reference, subject.labels.repeat(len(self.options.seeds))
-        )
-        return [
-            Row(
-                self.model,
-                contender.group,
-                contender.method,
-                contender.setting,
-                form,
-                statistics.median(seconds[form]) / self.options.batch,
-                *speed_up(seconds["base"], seconds[form]),
-                plain_run.flops / weighed.flops,
-                scores,
-                list(map(relative_l2, weighed.trajectory, plain_run.trajectory)),
-                weighed.kept_bytes,
-                first,
-                compilations.graph_breaks + late.graph_breaks,
-                max(late.dynamo_graphs, late.inductor_calls),
-            )
-            for form in forms
-        ]
-
-
-def chosen_from(tried: Iterable[Tried], ratios: Sequence[float]) -> Iterable[Contender]:
-    """What is measured, from what was tried.
-
-    Of each group, the setting of best PSNR at each ratio of operations or a higher one; of ditc
-    also the best of those whose Fréchet distance is no greater than that of such a setting of
-    another group.
-    """
-    tried = list(tried)
-    chosen: dict[Contender, None] = {}
-
-    def choose(group: str, ratio: float, frechet: float = math.inf) -> Tried | None:
-        able = (
-            each
-            for each in tried
-            if each.contender.group == group
-            and each.flop_ratio >= _NEAR * ratio
-            and each.frechet <= frechet
-        )
-        best = max(able, key=lambda each: each.psnr, default=None)
-        if best is not None:
-            chosen[best.contender] = None
-        return best
-
-    for group in dict.fromkeys(each.contender.group for each in tried):
-        for ratio in ratios:
-            best = choose(group, ratio)
-            if best is not None and group != "ditc":
-                choose("ditc", ratio, best.frechet)
-    return chosen
 
 
 def run_cache_bench(options: CacheBenchOptions) -> Results:
@@ -284,13 +228,10 @@ def run_cache_bench(options: CacheBenchOptions) -> Results:
     with JobProgress() as progress:
         for model in options.models:
             bench = Bench(model, options, progress)
-            results.refused[model] = bench.refused
-            earlier, rows = results.comparisons, list[Row]()
-            for measured in bench.rows():
-                rows += measured
-                results.rows += measured
-                found = (compare(model, rows, ratio, _NEAR) for ratio in options.ratios)
-                results.comparisons = [*earlier, *chain.from_iterable(found)]
+            results.refused[model], results.tried[model] = bench.refused, bench.tried
+            for rows, comparisons in bench.run():
+                results.rows += rows
+                results.comparisons += comparisons
                 save(results, Path(options.out))
     print_results(results, terminal())
     return results

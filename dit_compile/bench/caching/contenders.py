@@ -174,12 +174,12 @@ def ditc_contenders() -> list[Contender]:
         "delta": [f"interval={n}" for n in (2, 3, 4)],
         "smooth": [f"alpha={a}" for a in (0.08, 0.18)],
         "taylor": [
-            f"interval={n},order={order},scope={scope}{ramp}"
+            f"interval={n},order={order},scope={scope}{start}"
             for n in (2, 3, 4, 5)
             for order in (1, 2)
             for scope in ("branch", "last")
-            for ramp in ("", ",ramp=true")
-            if n > 2 or not ramp  # the same there
+            for start in ("", ",ramp=true")
+            if n > 2 or not start  # the same there
         ],
         "first-block": [
             f"residual-diff-threshold={threshold},order={order},{limits}"
@@ -188,11 +188,13 @@ def ditc_contenders() -> list[Contender]:
             for limits in (
                 "max-warmup-steps=4",
                 "max-warmup-steps=4,max-continuous-cached-steps=3",
+                "max-warmup-steps=4,known-from=2",
+                "max-warmup-steps=4,known-from=2,max-continuous-cached-steps=3",
                 "max-warmup-steps=3,ramp=true",
                 "max-warmup-steps=3,max-continuous-cached-steps=3,ramp=true",
-                "max-warmup-steps=3,max-continuous-cached-steps=4,ramp=true",
             )
-            if order or "ramp" not in limits  # which is for forecasts
+            if order > 1 or "known" not in limits
+            if order or "ramp" not in limits
         ],
         "magnitude": [f"threshold={threshold}" for threshold in (0.06, 0.12, 0.24)],
     }

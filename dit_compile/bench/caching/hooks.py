@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +35,7 @@ class Hook(Contender):
     """
 
     group: ClassVar[str] = "diffusers"
-    config: Callable[[Any, Subject], Any] = field(repr=False)
+    config: Callable[[Any, Subject], Any] = field(repr=False, compare=False)
 
     def build(self, subject: Subject, compiled: bool) -> nn.Module:
         """The model with the hook, then torch.compile."""
@@ -97,20 +98,23 @@ class CacheDit(Contender):
 
 def hook_contenders() -> list[Contender]:
     """What users of diffusers would try."""
-    found: list[Contender] = []
-    for threshold in (0.03, 0.05, 0.08, 0.12, 0.2):
-        found.append(Hook("first-block", f"threshold={threshold}", _first_block(threshold)))
-    for interval in (2, 3, 4, 5):
-        for order in (1, 2):
-            for scope in ("attention", "branches", "lite"):
-                setting = f"interval={interval},order={order},{scope}"
-                found.append(Hook("taylorseer", setting, _taylorseer(interval, order, scope)))
-    for steps in (2, 3, 4):
-        found.append(Hook("pab", f"range={steps}", _pyramid(steps)))
-    for threshold in (0.03, 0.06, 0.12, 0.24):
-        found.append(Hook("magcache", f"threshold={threshold}", _magnitude(threshold)))
-    found.append(Hook("fastercache", "", _faster))
-    return found
+
+    def hook(method: str, make: Callable[..., Any], **chosen: Any) -> Contender:
+        setting = ",".join(f"{name}={value}" for name, value in chosen.items())
+        return Hook(method, setting, partial(make, **chosen))
+
+    return [
+        *(hook("first-block", _first_block, threshold=t) for t in (0.03, 0.05, 0.08, 0.12, 0.2)),
+        *(
+            hook("taylorseer", _taylorseer, interval=interval, order=order, scope=scope)
+            for interval in (2, 3, 4, 5)
+            for order in (1, 2)
+            for scope in ("attention", "branches", "lite")
+        ),
+        *(hook("pab", _pyramid, steps=steps) for steps in (2, 3, 4)),
+        *(hook("magcache", _magnitude, threshold=t) for t in (0.03, 0.06, 0.12, 0.24)),
+        hook("fastercache", _faster),
+    ]
 
 
 def cache_dit_contenders() -> list[Contender]:
@@ -123,17 +127,17 @@ def cache_dit_contenders() -> list[Contender]:
     ]
 
 
-def _first_block(threshold: float) -> Callable[[Any, Subject], Any]:
-    return lambda hooks, subject: hooks.FirstBlockCacheConfig(threshold=threshold)
+def _first_block(hooks: Any, subject: Subject, threshold: float) -> Any:
+    return hooks.FirstBlockCacheConfig(threshold=threshold)
 
 
-def _taylorseer(interval: int, order: int, scope: str) -> Callable[[Any, Subject], Any]:
+def _taylorseer(hooks: Any, subject: Subject, interval: int, order: int, scope: str) -> Any:
     """TaylorSeer, with factors in float32 as the model is; its default is bfloat16."""
     chosen: dict[str, dict[str, Any]] = {
         "lite": {"use_lite_mode": True},
         "branches": {"cache_identifiers": _BRANCHES},
     }
-    return lambda hooks, subject: hooks.TaylorSeerCacheConfig(
+    return hooks.TaylorSeerCacheConfig(
         cache_interval=interval,
         max_order=order,
         taylor_factors_dtype=torch.float32,
@@ -141,15 +145,15 @@ def _taylorseer(interval: int, order: int, scope: str) -> Callable[[Any, Subject
     )
 
 
-def _pyramid(steps: int) -> Callable[[Any, Subject], Any]:
-    return lambda hooks, subject: hooks.PyramidAttentionBroadcastConfig(
+def _pyramid(hooks: Any, subject: Subject, steps: int) -> Any:
+    return hooks.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=steps,
         current_timestep_callback=lambda: subject.time,
     )
 
 
-def _magnitude(threshold: float) -> Callable[[Any, Subject], Any]:
-    return lambda hooks, subject: hooks.MagCacheConfig(
+def _magnitude(hooks: Any, subject: Subject, threshold: float) -> Any:
+    return hooks.MagCacheConfig(
         threshold=threshold,
         num_inference_steps=subject.steps,
         mag_ratios=list(subject.ratios),

@@ -18,16 +18,18 @@ from dit_compile.passes.block_cache.forecasting import Forecasting
 from dit_compile.passes.block_cache.taylor import Taylor
 
 
-def published(values: Sequence[float], places: Sequence[float], at: float) -> float:
+def published(
+    values: Sequence[float], places: Sequence[float], at: float, settled: float = -math.inf
+) -> float:
     """TaylorSeer's recursion, told step by step: old factors are updated at each computed step.
 
-    ``values`` and ``places`` in the order of time.
+    ``values`` and ``places`` in the order of time; differences are taken behind ``settled`` only.
     """
     factors: list[float] = []
     for i, value in enumerate(values):
         updated = [value]
         for order in range(len(factors)):
-            if order + 1 < len(values):
+            if order + 1 < len(values) and places[i] > settled:
                 distance = places[i] - places[i - 1]
                 updated.append((updated[order] - factors[order]) / distance)
         factors = updated
@@ -54,6 +56,24 @@ def test_taylor_is_the_published_recursion(made: tuple[list[float], list[float],
     values, places, at = made
     want = published(values, places, at)
     assert combined("taylor", values, places, at) == pytest.approx(want, rel=1e-9, abs=1e-9)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=10), st.integers(0, 9), st.integers(0, 4))
+def test_differences_begin_where_values_are_known_from(
+    values: list[float], known_from: int, order: int
+) -> None:
+    steps = [Step(i, None, False) for i in range(len(values) + 2)]
+    want = published(values[-order - 1 :], range(len(values))[-order - 1 :], len(values) + 1)
+    late = published(values, range(len(values)), len(values) + 1, settled=known_from)
+    policy = Taylor(order=order, known_from=known_from)
+    computed = steps[len(values) - 1 :: -1][: policy.depth]
+    row = policy.coefficients(steps[-1], computed)
+    assert len(row) == len(computed)
+    found = sum(c * v for c, v in zip(row, values[::-1], strict=False))
+    if known_from <= computed[-1].index:
+        assert found == pytest.approx(want, rel=1e-9, abs=1e-9), "not one of them is left out"
+    if known_from >= computed[-1].index:
+        assert found == pytest.approx(late, rel=1e-9, abs=1e-9)
 
 
 @given(histories(), st.lists(st.floats(-2, 2), min_size=4, max_size=4))
