@@ -26,10 +26,11 @@ from dit_compile.bench.caching.contenders import (
 )
 from dit_compile.bench.caching.generation import weigh
 from dit_compile.bench.caching.hooks import CacheDit, cache_dit_contenders, hook_contenders
+from dit_compile.bench.caching.lineup import line_up
 from dit_compile.bench.caching.report import Results, compare, print_results, save
 from dit_compile.bench.caching.row import Row
 from dit_compile.bench.caching.scores import ImageScores
-from dit_compile.bench.caching.tuning import Tried, line_up
+from dit_compile.bench.caching.tuning import Tried
 from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import OptionError
 from dit_compile.pipeline.pipeline import Pipeline

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,10 +23,10 @@ from dit_compile.analysis.machine import describe_setup
 from dit_compile.bench.caching.contenders import Contender, Subject, Uncached, ditc_contenders
 from dit_compile.bench.caching.generation import generate, weigh
 from dit_compile.bench.caching.hooks import cache_dit_contenders, hook_contenders
+from dit_compile.bench.caching.lineup import line_up
 from dit_compile.bench.caching.report import Comparison, Results, compare, print_results, save
 from dit_compile.bench.caching.row import Row
-from dit_compile.bench.caching.scores import ImageScores
-from dit_compile.bench.caching.tuning import Tried, line_up
+from dit_compile.bench.caching.tuning import Tried, try_all
 from dit_compile.bench.caching.turns import COMPILED, EAGER, Player, Reference
 from dit_compile.demo import digits
 from dit_compile.demo.models import BUNDLED
@@ -142,28 +142,18 @@ class Bench:
         shown = set[Contender]()
         for together in chosen:
             rows = self._measure(together, subject, base, reference)
-            ours, *theirs = (rows[each] for each in together if each in rows)
-            new = chain.from_iterable(rows[each] for each in rows if each not in shown)
-            yield list(new), [compare(ours[0], forms) for forms in theirs]
+            new = [row for each in rows if each not in shown for row in rows[each]]
+            met = [compare(rows[ours][0], rows[other]) for ours, other in pairwise(rows)]
+            yield new, met
             shown.update(rows)
             self.progress.advance(bar)
 
     def _tune(self) -> None:
         subject = self.options.subject(self.model, self.options.tuned)
-        plain = Uncached()
-        want = weigh(plain, plain.build(subject, compiled=False), subject, _TUNED_ON)
         contenders = self.options.contenders()
         bar = self.progress.add_task(f"{self.model}: tuning", total=len(contenders))
-
-        def attempt(contender: Contender) -> Tried:
-            have = weigh(contender, contender.build(subject, compiled=False), subject, _TUNED_ON)
-            scores = ImageScores.of(have.images, want.images, subject.labels)
-            ratio = want.flops / have.flops
-            return Tried(contender, ratio, scores.psnr, scores.frechet, have.kept_bytes)
-
-        for contender in contenders:
-            torch._dynamo.reset()
-            self.tried += self._attempt(contender, partial(attempt, contender))
+        for contender, trial in try_all(contenders, subject, _TUNED_ON):
+            self.tried += self._attempt(contender, trial.result)
             self.progress.advance(bar)
 
     def _reference(self, subject: Subject, base: torch.nn.Module) -> Reference:

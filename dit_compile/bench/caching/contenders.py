@@ -186,15 +186,12 @@ def ditc_contenders() -> list[Contender]:
             for threshold in (0.08, 0.12, 0.2, 0.4)
             for order in (0, 1, 2)
             for limits in (
-                "max-warmup-steps=4",
-                "max-warmup-steps=4,max-continuous-cached-steps=3",
                 "max-warmup-steps=4,known-from=2",
                 "max-warmup-steps=4,known-from=2,max-continuous-cached-steps=3",
                 "max-warmup-steps=3,ramp=true",
-                "max-warmup-steps=3,max-continuous-cached-steps=3,ramp=true",
+                "max-warmup-steps=3,ramp=true,max-continuous-cached-steps=3",
             )
-            if order > 1 or "known" not in limits
-            if order or "ramp" not in limits
+            if order or "ramp" not in limits  # which is for forecasts
         ],
         "magnitude": [f"threshold={threshold}" for threshold in (0.06, 0.12, 0.24)],
     }

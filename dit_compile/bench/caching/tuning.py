@@ -1,14 +1,18 @@
-"""What is measured, from what was tried on the tuning seed."""
+"""All settings on the tuning seed, as many at a time as there are threads: nothing is timed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
-from dit_compile.bench.caching.contenders import Contender
+import torch
 
-#: A setting stands for a ratio of operations if it comes this near.
-_NEAR = 0.97
+from dit_compile.bench.caching.contenders import Contender, Subject, Uncached
+from dit_compile.bench.caching.generation import Footprint, weigh
+from dit_compile.bench.caching.scores import ImageScores
+
 #: Operations are equal within this share, and scores within so much of their unit.
 _EQUAL, _SAME = 0.99, 1e-3
 
@@ -42,38 +46,33 @@ class Tried:
         return self.psnr >= other.psnr - _SAME and self.frechet <= other.frechet + _SAME
 
 
-def line_up(
-    tried: Iterable[Tried], ratios: Sequence[float], kept_bytes: float
-) -> Iterator[tuple[Contender, ...]]:
-    """Settings that are measured together, those of ditc first.
-
-    Of each other group the setting of best PSNR at each ratio of operations or a higher one, with
-    ditc's counterpart: it computes no more, keeps no more or at most ``kept_bytes``, and among
-    such settings has the best PSNR of those that are worse in no score, if there are any. Then
-    ditc's own best at each ratio.
-    """
-    tried = list(tried)
-    own = [each for each in tried if each.contender.group == "ditc"]
-    shown: dict[tuple[Contender, ...], None] = {}
-    for group in dict.fromkeys(each.contender.group for each in tried):
-        if group != "ditc":
-            others = [each for each in tried if each.contender.group == group]
-            for theirs in _best_at(others, ratios):
-                able = [each for each in own if each.matches(theirs, kept_bytes)]
-                ours = max(able, key=lambda each: (each.as_good(theirs), each.psnr), default=None)
-                shown[(*_contenders(ours), theirs.contender)] = None
-    met = {each for together in shown for each in together}
-    alone = {best.contender: None for best in _best_at(own, ratios)}
-    yield from shown
-    yield from ((each,) for each in alone if each not in met)
+def try_all(
+    contenders: Sequence[Contender], subject: Subject, seed: int
+) -> Iterator[tuple[Contender, Future[Tried]]]:
+    """Each of ``contenders`` with what will have come of it, in their order."""
+    told = (subject, seed, _weighed(Uncached(), subject, seed))
+    with ProcessPoolExecutor(torch.get_num_threads(), get_context("spawn"), _begin, told) as pool:
+        yield from [(each, pool.submit(_try, each)) for each in contenders]
 
 
-def _best_at(tried: Sequence[Tried], ratios: Sequence[float]) -> Iterator[Tried]:
-    for ratio in ratios:
-        able = [each for each in tried if each.flop_ratio >= _NEAR * ratio]
-        if able:
-            yield max(able, key=lambda each: each.psnr)
+#: Of a process that tries settings: the subject, the seed, and the plain model's generation.
+_told: tuple[Subject, int, Footprint]
 
 
-def _contenders(*found: Tried | None) -> Iterator[Contender]:
-    return (each.contender for each in found if each is not None)
+def _begin(subject: Subject, seed: int, want: Footprint) -> None:
+    global _told
+    _told = subject, seed, want
+    torch.set_num_threads(1)
+
+
+def _try(contender: Contender) -> Tried:
+    subject, seed, want = _told
+    torch._dynamo.reset()
+    have = _weighed(contender, subject, seed)
+    scores = ImageScores.of(have.images, want.images, subject.labels)
+    ratio = want.flops / have.flops
+    return Tried(contender, ratio, scores.psnr, scores.frechet, have.kept_bytes)
+
+
+def _weighed(contender: Contender, subject: Subject, seed: int) -> Footprint:
+    return weigh(contender, contender.build(subject, compiled=False), subject, seed)
