@@ -248,6 +248,9 @@ def _add_bench_cache(cache: argparse.ArgumentParser) -> None:
         help="what ditc may keep between steps, or as much as the other (%(default)g)",
     )
     cache.add_argument("--out", default="bench_out", help="folder for results (%(default)s)")
+    cache.add_argument(
+        "--resume", action="store_true", help="do not try again what the results in --out tell of"
+    )
     cache.set_defaults(command=_lazily("benches", "bench_cache"))
 
 

@@ -29,6 +29,7 @@ class Taylor(Forecasting):
         interval: steps from one computed step to the next; 1 computes every step.
         order, basis, axis, known_from, ramp: as in :class:`Forecasting`.
         warmup_steps: first steps, all computed.
+        compute_last: compute the last step, whatever its distance.
         scope: ``branch`` keeps every attention and MLP output, ``last`` only what the last block
             leaves: far less memory, and the modulations of a forecast step are not its own.
     """
@@ -38,6 +39,7 @@ class Taylor(Forecasting):
     order: int = 2
     known_from: int = 1
     warmup_steps: int = 3
+    compute_last: bool = True
     scope: str = "branch"
 
     def __post_init__(self) -> None:
@@ -57,11 +59,13 @@ class Taylor(Forecasting):
         return [found.span(0, len(found.blocks), "blocks", residual=False)]
 
     def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
-        """The first steps, then every ``interval``-th, and the last."""
+        """The first steps, then every ``interval``-th, and the last one."""
+        if step.last and self.compute_last:
+            return True
         since, gap = step.index - self.warmup_steps + 1, 2 if self.ramp else self.interval
         while gap < self.interval and since >= gap:
             since, gap = since - gap, 2 * gap
-        return since <= 0 or since % min(gap, self.interval) == 0 or step.last
+        return since <= 0 or since % min(gap, self.interval) == 0
 
     def rows(self, groups: Sequence[str]) -> Sequence[Row]:
         """Both rows, or only the computing one if the interval is 1."""

@@ -27,7 +27,13 @@ from dit_compile.bench.caching.contenders import (
 from dit_compile.bench.caching.generation import weigh
 from dit_compile.bench.caching.hooks import CacheDit, cache_dit_contenders, hook_contenders
 from dit_compile.bench.caching.lineup import line_up
-from dit_compile.bench.caching.report import Results, compare, print_results, save
+from dit_compile.bench.caching.report import (
+    Results,
+    compare,
+    print_results,
+    save,
+    tried_before,
+)
 from dit_compile.bench.caching.row import Row
 from dit_compile.bench.caching.scores import ImageScores
 from dit_compile.bench.caching.tuning import Tried
@@ -166,7 +172,7 @@ class TestReport:
     RESULTS = Results(
         "2026-01-01",
         "ditc bench cache",
-        {"images": 40, "steps": 50, "guidance_scale": 3.0},
+        {"images": 40, "tuned": 50, "steps": 50, "guidance_scale": 3.0},
         {"processor": "a processor", "torch": "2"},
         [row("uncached", 1, 0.0), row("ditc", 2, 0.1), row("diffusers", 2, 0.2)],
         tried={"digits": [Tried(Ditc("interval", "interval=2"), 2.0, 40.0, 9.0, 8)]},
@@ -193,6 +199,17 @@ class TestReport:
             "setting": "interval=2",
         }
         assert (tmp_path / "new" / "cache_digits.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_what_was_tried_is_read_again(self, tmp_path: Path) -> None:
+        save(self.RESULTS, tmp_path)
+        contenders = [Ditc("interval", "interval=2"), Ditc("interval", "interval=3")]
+        options = {**self.RESULTS.options, "tuned": 50}
+        found = tried_before(tmp_path, "digits", options, contenders)
+        assert found == self.RESULTS.tried["digits"]
+        assert tried_before(tmp_path, "digits-flow", options, contenders) == []
+        assert tried_before(tmp_path / "none", "digits", options, contenders) == []
+        with pytest.raises(OptionError, match="was made with tuned=50, not 20; leave out --resume"):
+            tried_before(tmp_path, "digits", {**options, "tuned": 20}, contenders)
 
     def test_tables(self) -> None:
         console = Console(width=260, file=io.StringIO())

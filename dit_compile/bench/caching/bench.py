@@ -24,7 +24,14 @@ from dit_compile.bench.caching.contenders import Contender, Subject, Uncached, d
 from dit_compile.bench.caching.generation import generate, weigh
 from dit_compile.bench.caching.hooks import cache_dit_contenders, hook_contenders
 from dit_compile.bench.caching.lineup import line_up
-from dit_compile.bench.caching.report import Comparison, Results, compare, print_results, save
+from dit_compile.bench.caching.report import (
+    Comparison,
+    Results,
+    compare,
+    print_results,
+    save,
+    tried_before,
+)
 from dit_compile.bench.caching.row import Row
 from dit_compile.bench.caching.tuning import Tried, try_all
 from dit_compile.bench.caching.turns import COMPILED, EAGER, Player, Reference
@@ -62,6 +69,7 @@ class CacheBenchOptions:
         kept_mb: what ditc may keep from step to step for a batch, or as much as what it is set
             against.
         out: folder for results.
+        resume: do not try settings again that the results in ``out`` tell of.
         command: what the user typed, kept with the results.
     """
 
@@ -77,6 +85,7 @@ class CacheBenchOptions:
     timed: int = 5
     kept_mb: float = 16.0
     out: str = "bench_out"
+    resume: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -129,10 +138,11 @@ class Bench:
     def run(self) -> Iterator[tuple[list[Row], list[Comparison]]]:
         """Tune, then measure what was chosen, one line-up after the other.
 
-        The plain model comes first. A setting that meets several others has the rows of the first
-        time.
+        First comes what was tried, without a row, then the plain model. A setting that meets
+        several others has the rows of the first time.
         """
         self._tune()
+        yield [], []
         kept = 1e6 * self.options.kept_mb
         chosen = [(Uncached(),), *line_up(self.tried, self.options.ratios, kept)]
         subject = self.options.subject(self.model, self.options.batch)
@@ -151,6 +161,11 @@ class Bench:
     def _tune(self) -> None:
         subject = self.options.subject(self.model, self.options.tuned)
         contenders = self.options.contenders()
+        if self.options.resume:
+            out, options = Path(self.options.out), asdict(self.options)
+            self.tried += tried_before(out, self.model, options, contenders)
+            known = {each.contender for each in self.tried}
+            contenders = [each for each in contenders if each not in known]
         bar = self.progress.add_task(f"{self.model}: tuning", total=len(contenders))
         for contender, trial in try_all(contenders, subject, _TUNED_ON):
             self.tried += self._attempt(contender, trial.result)

@@ -174,16 +174,17 @@ def ditc_contenders() -> list[Contender]:
         "delta": [f"interval={n}" for n in (2, 3, 4)],
         "smooth": [f"alpha={a}" for a in (0.08, 0.18)],
         "taylor": [
-            f"interval={n},order={order},scope={scope}{start}"
+            f"interval={n},order={order},scope={scope}{start}{end}"
             for n in (2, 3, 4, 5)
             for order in (1, 2)
             for scope in ("branch", "last")
             for start in ("", ",ramp=true")
             if n > 2 or not start  # the same there
+            for end in ("", ",compute-last=false")
         ],
         "first-block": [
             f"residual-diff-threshold={threshold},order={order},{limits}"
-            for threshold in (0.08, 0.12, 0.2, 0.4)
+            for threshold in (0.08, 0.1, 0.12, 0.2, 0.4)
             for order in (0, 1, 2)
             for limits in (
                 "max-warmup-steps=4,known-from=2",

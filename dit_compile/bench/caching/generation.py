@@ -56,8 +56,8 @@ def weigh(contender: Contender, model: nn.Module, subject: Subject, seed: int) -
         model(*call.args, **call.kwargs)  # compilation is not weighed
     gc.collect()
     subject.trajectory, subject.tally.flops = [], 0
-    before = _live_bytes()
     with contender.generation(model, subject), contender.counting(subject):
+        before = _live_bytes()  # what an earlier generation has left is gone
         images = subject.draw(model, seed)
         after = _live_bytes() - sum(latents.nbytes for latents in subject.trajectory)
     return Footprint(images, subject.tally.flops, after - before, subject.trajectory)

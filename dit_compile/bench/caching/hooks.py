@@ -73,7 +73,8 @@ class CacheDit(Contender):
     def build(self, subject: Subject, compiled: bool) -> nn.Module:
         """The model with the cache, then torch.compile."""
         library = require("cache_dit", "bench")
-        logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+        for handler in logging.getLogger("CACHE_DIT").handlers:  # all of its loggers share them
+            handler.setLevel(logging.ERROR)
         model = subject.bundled.load()
         config = library.DBCacheConfig(
             num_inference_steps=subject.steps,

@@ -29,8 +29,8 @@ def line_up(
             others = [each for each in tried if each.contender.group == group]
             for theirs in _best_at(others, ratios):
                 able = [each for each in own if each.matches(theirs, kept_bytes)]
-                ours = max(able, key=lambda each: (each.as_good(theirs), each.psnr), default=None)
-                shown[(*_contenders(ours), theirs.contender)] = None
+                able.sort(key=lambda each: (each.as_good(theirs), each.psnr))
+                shown[tuple(each.contender for each in (*able[-1:], theirs))] = None
     met = {each for together in shown for each in together}
     alone = {best.contender: None for best in _best_at(own, ratios)}
     yield from shown
@@ -42,7 +42,3 @@ def _best_at(tried: Sequence[Tried], ratios: Sequence[float]) -> Iterator[Tried]
         able = [each for each in tried if each.flop_ratio >= _NEAR * ratio]
         if able:
             yield max(able, key=lambda each: each.psnr)
-
-
-def _contenders(*found: Tried | None) -> Iterator[Contender]:
-    return (each.contender for each in found if each is not None)

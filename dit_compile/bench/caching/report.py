@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dit_compile.bench.caching.row import Row
 from dit_compile.bench.caching.scores import ImageScores, Interval
 from dit_compile.bench.caching.tuning import Tried
 from dit_compile.bench.results import turn_ratio
+from dit_compile.errors import OptionError
 from dit_compile.files import write_atomically
 
 
@@ -86,6 +87,33 @@ def save(results: Results, out: Path) -> None:
     for model in dict.fromkeys(row.model for row in results.rows):
         rows = [row for row in results.rows if row.model == model]
         save_plot(out / f"cache_{model}.png", rows, results.tried.get(model, ()))
+
+
+def tried_before(
+    out: Path, model: str, options: Mapping[str, Any], contenders: Iterable[Contender]
+) -> list[Tried]:
+    """What earlier results in ``out`` tell of ``contenders``; nothing if there are none.
+
+    Raises:
+        OptionError: they were tried otherwise than ``options`` say.
+    """
+    path = out / "cache.json"
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text())
+    for name in ("tuned", "steps", "guidance_scale"):
+        if data["options"][name] != options[name]:
+            raise OptionError(
+                f"{path} was made with {name}={data['options'][name]}, not {options[name]}; "
+                "leave out --resume or choose another --out"
+            )
+    named = {(each.group, each.method, each.setting): each for each in contenders}
+    found = []
+    for entry in data["tried"].get(model, ()):
+        contender = named.get(tuple(entry.pop("contender").values()))
+        if contender is not None:
+            found.append(Tried(contender, **entry))
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -41,6 +41,7 @@ class TestTaylor:
     def test_warm_up_then_every_interval(self) -> None:
         assert computed_steps(Taylor(), 14) == {"blocks": "11100010001001"}
         assert computed_steps(Taylor(interval=2, warmup_steps=1), 7) == {"blocks": "1010101"}
+        assert computed_steps(Taylor(compute_last=False), 14) == {"blocks": "11100010001000"}
 
     @pytest.mark.parametrize(
         ("interval", "computed"),
