@@ -51,8 +51,8 @@ def compare(ours: Row, theirs: Sequence[Row]) -> Comparison:
     other = min(theirs, key=lambda row: row.seconds)
     return Comparison(
         ours.model,
-        f"{ours.name} {ours.setting}",
-        f"{other.name} {other.setting}",
+        ours.title,
+        other.title,
         other.form,
         (ours.flop_ratio, other.flop_ratio),
         ours.scores.psnr_gain(other.scores),
@@ -107,13 +107,12 @@ def tried_before(
                 f"{path} was made with {name}={data['options'][name]}, not {options[name]}; "
                 "leave out --resume or choose another --out"
             )
+    numbers = {
+        tuple(entry.pop("contender").values()): entry
+        for entry in data.get("tried", {}).get(model, ())
+    }
     named = {(each.group, each.method, each.setting): each for each in contenders}
-    found = []
-    for entry in data["tried"].get(model, ()):
-        contender = named.get(tuple(entry.pop("contender").values()))
-        if contender is not None:
-            found.append(Tried(contender, **entry))
-    return found
+    return [Tried(each, **numbers[name]) for name, each in named.items() if name in numbers]
 
 
 def _plain(value: Any) -> Any:
@@ -132,41 +131,32 @@ def _plain(value: Any) -> Any:
 
 
 def print_results(results: Results, console: Console) -> None:
-    """The rows, the comparisons, and what could not run."""
+    """The rows, the comparisons, the settings that both mention, and what could not run."""
     options = results.options
     title = (
         f"{options['images']} images of {options['steps']} steps, guidance "
         f"{options['guidance_scale']:g}, {results.setup['processor']}, "
         f"torch {results.setup['torch']}, {results.date}"
     )
-    console.print(_table(title, ("model", "way", "setting", "form"), _COLUMNS, _row_cells(results)))
+    named = {row.title: row.name for row in results.rows}
+    short = {each: f"{name} ({i})" for i, (each, name) in enumerate(named.items())}
+    console.print(_table(title, ("model", "way", "form"), _COLUMNS, _row_cells(results, short)))
     if results.comparisons:
         title = "ditc's counterpart of each, in turns; above 1x it is faster"
-        cells = map(_comparison_cells, results.comparisons)
+        cells = (_comparison_cells(each, short) for each in results.comparisons)
         console.print(_table(title, ("model", "ditc", "other", "form"), _GAINS, cells))
+    for number, each in enumerate(named):
+        console.print(f"({number}) {each}", highlight=False, markup=False)
     for model, refused in results.refused.items():
         for name, reason in refused.items():
             console.print(f"{model}: {name} did not run: {reason}", highlight=False, markup=False)
 
 
 _COLUMNS = (
-    "s/image",
-    "speed-up",
-    "95 %",
-    "FLOP ratio",
-    "share",
-    "PSNR",
-    "95 %",
-    "SSIM",
-    "rel. L2",
-    "Fréchet",
-    "class acc.",
-    "kept",
-    "first call",
-    "breaks",
-    "recompiles",
+    *("s/image", "speed-up (95 %)", "FLOP ratio", "share", "PSNR (95 %)", "SSIM", "Fréchet"),
+    *("class acc.", "kept", "first call", "breaks", "recompiles"),
 )
-_GAINS = ("FLOP ratios", "PSNR gain", "95 %", "Fréchet gain", "95 %", "time", "95 %")
+_GAINS = ("FLOP ratios", "PSNR gain (95 %)", "Fréchet gain (95 %)", "time (95 %)")
 
 
 def _table(
@@ -182,43 +172,38 @@ def _table(
     return table
 
 
-def _row_cells(results: Results) -> Iterator[Iterator[str]]:
+def _row_cells(results: Results, short: Mapping[str, str]) -> Iterator[Iterator[str]]:
     plain = {(row.model, row.form): row for row in results.rows if row.group == "uncached"}
-    return (_cells(row, plain[row.model, row.form]) for row in results.rows)
+    return (_cells(row, plain[row.model, row.form], short[row.title]) for row in results.rows)
 
 
-def _cells(row: Row, plain: Row) -> Iterator[str]:
-    scores, exact = row.scores, math.isinf(row.scores.psnr)
-    yield from (row.model, row.name, row.setting, row.form)
+def _cells(row: Row, plain: Row, name: str) -> Iterator[str]:
+    scores, compiled = row.scores, row.form == "compiled"
+    yield from (row.model, name, row.form)
     yield f"{row.seconds:.4f}"
-    yield f"{row.speed_up:.2f}x"
-    yield _between(row.speed_up_interval, ".2f")
+    yield _with_interval(row.speed_up, row.speed_up_interval, ".2f", "x")
     yield f"{row.flop_ratio:.2f}x"
     yield f"{100 * row.speed_up / plain.speed_up / row.flop_ratio:.0f} %"
-    yield "-" if exact else f"{scores.psnr:.1f} dB"
-    yield "-" if exact else _between(scores.psnr_interval, ".1f")
+    exact = math.isinf(scores.psnr)
+    yield "-" if exact else _with_interval(scores.psnr, scores.psnr_interval, ".1f", " dB")
     yield f"{scores.ssim:.4f}"
-    yield "-" if exact else f"{row.drift[-1]:.3g}"
     yield f"{scores.frechet:.1f}"
     yield f"{100 * scores.accuracy:.1f} %"
     yield f"{row.kept_bytes / 1e6:.1f} MB"
-    yield f"{row.first_call:.1f} s" if row.form == "compiled" else "-"
-    yield str(row.graph_breaks) if row.form == "compiled" else "-"
-    yield str(row.recompiles) if row.form == "compiled" else "-"
+    yield f"{row.first_call:.1f} s" if compiled else "-"
+    yield str(row.graph_breaks) if compiled else "-"
+    yield str(row.recompiles) if compiled else "-"
 
 
-def _comparison_cells(found: Comparison) -> Iterator[str]:
+def _comparison_cells(found: Comparison, short: Mapping[str, str]) -> Iterator[str]:
     ours, theirs = found.flop_ratio
-    yield from (found.model, found.ours, found.theirs, found.form)
+    yield from (found.model, short[found.ours], short[found.theirs], found.form)
     yield f"{ours:.2f}x, {theirs:.2f}x"
-    for (gain, interval), unit in ((found.psnr_gain, " dB"), (found.frechet_gain, "")):
-        yield f"{gain:+.1f}{unit}"
-        yield _between(interval, "+.1f")
-    ratio, interval = found.time_ratio
-    yield f"{ratio:.2f}x"
-    yield _between(interval, ".2f")
+    yield _with_interval(*found.psnr_gain, "+.1f", " dB")
+    yield _with_interval(*found.frechet_gain, "+.1f", "")
+    yield _with_interval(*found.time_ratio, ".2f", "x")
 
 
-def _between(interval: Interval, form: str) -> str:
+def _with_interval(value: float, interval: Interval, form: str, unit: str) -> str:
     low, high = interval
-    return f"{low:{form}} to {high:{form}}"
+    return f"{value:{form}}{unit} ({low:{form}} to {high:{form}})"

@@ -50,3 +50,8 @@ class Row:
     def name(self) -> str:
         """Its group and method."""
         return self.group if self.group == self.method else f"{self.group} {self.method}"
+
+    @property
+    def title(self) -> str:
+        """The same with its setting."""
+        return f"{self.name} {self.setting}".strip()

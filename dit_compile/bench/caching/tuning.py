@@ -13,7 +13,7 @@ from dit_compile.bench.caching.contenders import Contender, Subject, Uncached
 from dit_compile.bench.caching.generation import Footprint, weigh
 from dit_compile.bench.caching.scores import ImageScores
 
-#: Operations are equal within this share, and scores within so much of their unit.
+#: Operations and bytes are equal within this share, and scores within so much of their unit.
 _EQUAL, _SAME = 0.99, 1e-3
 
 
@@ -37,9 +37,8 @@ class Tried:
 
     def matches(self, other: Tried, kept_bytes: float) -> bool:
         """Whether it computes no more, and keeps no more or at most ``kept_bytes``."""
-        return self.flop_ratio >= _EQUAL * other.flop_ratio and self.kept_bytes <= max(
-            kept_bytes, other.kept_bytes
-        )
+        may_keep = max(kept_bytes, other.kept_bytes)
+        return self.flop_ratio >= _EQUAL * other.flop_ratio and _EQUAL * self.kept_bytes <= may_keep
 
     def as_good(self, other: Tried) -> bool:
         """Whether no score is worse."""
