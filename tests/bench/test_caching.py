@@ -27,6 +27,7 @@ from dit_compile.bench.caching.contenders import (
 from dit_compile.bench.caching.generation import weigh
 from dit_compile.bench.caching.hooks import CacheDit, cache_dit_contenders, hook_contenders
 from dit_compile.bench.caching.lineup import line_up
+from dit_compile.bench.caching.plot import _frontier
 from dit_compile.bench.caching.report import (
     Results,
     compare,
@@ -221,6 +222,11 @@ class TestReport:
         assert "ditc m x=1" in text
         assert "100 %" in text, "of a ratio of operations that became time"
         assert "diffusers fastercache did not run: RuntimeError: [sizes] differ" in text
+
+
+def test_the_frontier_leaves_out_what_another_exceeds_in_both() -> None:
+    points = [(2.0, 40.0), (1.5, 39.0), (1.0, 50.0), (3.0, 35.0), (2.0, 38.0), (2.5, 35.0)]
+    assert _frontier(points) == ([1.0, 2.0, 3.0], [50.0, 40.0, 35.0])
 
 
 class TestCounting:

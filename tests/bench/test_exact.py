@@ -10,7 +10,7 @@ import torch
 
 from dit_compile.analysis.roofline import load_or_measure
 from dit_compile.bench.cases import CASES, Case, find_case
-from dit_compile.bench.exact import BenchOptions, Row, _cells, _means, _ratio, run_bench
+from dit_compile.bench.exact import BenchOptions, Row, _cells, _means, run_bench
 from dit_compile.bench.plot import save_plot
 from dit_compile.bench.ways import WAYS, find_way
 from dit_compile.bench.worker import Job, measure
@@ -46,15 +46,6 @@ def test_names_that_do_not_exist() -> None:
 
 def row(model: str, way: str, speedup: float = 1.2, lead: float = 1.1) -> Row:
     return Row(model, way, 1.0, speedup, (1.1, 1.4), lead, (1.0, 1.2), 0.5, 0.0)
-
-
-def test_the_interval_of_a_median() -> None:
-    ratios = [1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]
-    median, (low, high) = _ratio(ratios, [1.0] * 7)
-    assert median == 1.4
-    assert min(ratios) <= low < 1.4 < high <= max(ratios)
-    assert _ratio(ratios, [1.0] * 7) == (median, (low, high))
-    assert _ratio([4.0] * 5, [2.0] * 5) == (2.0, (2.0, 2.0))
 
 
 def test_the_means_over_models() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dit_compile.bench.results import Results, generation_ratio
+from dit_compile.bench.results import Results, generation_ratio, turn_ratio
 
 
 @dataclass
@@ -38,6 +38,15 @@ def test_a_model_is_named_once() -> None:
     console.print(table)
     lines = [line.split() for line in console.export_text().splitlines()]
     assert lines[-4:] == [["model", "way", "s"], ["a", "x", "1"], ["y", "2"], ["b", "x", "3"]]
+
+
+def test_the_interval_of_a_median() -> None:
+    ratios = [1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]
+    median, (low, high) = turn_ratio(ratios, [1.0] * 7)
+    assert median == 1.4
+    assert min(ratios) <= low < 1.4 < high <= max(ratios)
+    assert turn_ratio(ratios, [1.0] * 7) == (median, (low, high))
+    assert turn_ratio([4.0] * 5, [2.0] * 5) == (2.0, (2.0, 2.0))
 
 
 def test_the_ratio_is_of_whole_generations() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dit_compile.bench.caching.row import Row
@@ -11,41 +11,37 @@ from dit_compile.optional import require
 
 
 def save_plot(path: Path, rows: Sequence[Row], tried: Sequence[Tried]) -> None:
-    """PSNR over the ratio of operations and over wall time, a line with intervals for each group.
+    """PSNR over the ratio of operations and over wall time, measured points with 95 % intervals.
 
-    Small dots are settings on the tuning seed. Wall time is that of the faster form.
+    Lines are what a group reaches at a ratio or a higher one: on the left by all settings that were
+    tried on the tuning seed, on the right by what was measured, in the faster of its forms.
     """
-    fastest: dict[tuple[str, str, str], Row] = {}
-    for row in sorted(rows, key=lambda row: row.speed_up):
-        if row.group != "uncached":
-            fastest[row.group, row.method, row.setting] = row
-    if not fastest:
+    measured = {row.title: row for row in sorted(rows, key=lambda row: row.speed_up)}
+    cached = [row for row in measured.values() if row.group != "uncached"]
+    if not cached:
         return
     figure = require("matplotlib.figure", "bench").Figure(figsize=(11, 4.5), layout="constrained")
     work, time = figure.subplots(1, 2, sharey=True)
-    for number, group in enumerate(sorted({row.group for row in fastest.values()})):
-        color = f"C{number}"
-        dots = [each for each in tried if each.contender.group == group]
-        places, decibels = [each.flop_ratio for each in dots], [each.psnr for each in dots]
-        work.scatter(places, decibels, s=6, color=color, alpha=0.4, linewidths=0)
-        mine = [row for row in fastest.values() if row.group == group]
-        for axes, value in ((work, "flop_ratio"), (time, "speed_up")):
-            points = sorted(mine, key=lambda row: getattr(row, value))
-            axes.errorbar(
-                [getattr(row, value) for row in points],
-                [row.scores.psnr for row in points],
-                yerr=[
-                    [row.scores.psnr - row.scores.psnr_interval[0] for row in points],
-                    [row.scores.psnr_interval[1] - row.scores.psnr for row in points],
-                ],
-                color=color,
-                marker="o",
-                capsize=2,
-                label=group,
-            )
-    work.set_xlabel("fewer operations than uncached (ratio); dots: tried on the tuning seed")
-    time.set_xlabel("wall time of the faster form: speed-up over uncached eager")
+    for number, group in enumerate(sorted({row.group for row in cached})):
+        mine = [row for row in cached if row.group == group]
+        decibels = [row.scores.psnr for row in mine]
+        lows, highs = zip(*(row.scores.psnr_interval for row in mine), strict=True)
+        reach = [
+            [value - low for value, low in zip(decibels, lows, strict=True)],
+            [high - value for value, high in zip(decibels, highs, strict=True)],
+        ]
+        style = {"color": f"C{number}", "drawstyle": "steps-pre", "linewidth": 1}
+        dots = {"color": f"C{number}", "fmt": "o", "capsize": 2, "label": group}
+        of_group = [each for each in tried if each.contender.group == group]
+        work.plot(*_frontier((each.flop_ratio, each.psnr) for each in of_group), **style)
+        work.errorbar([row.flop_ratio for row in mine], decibels, yerr=reach, **dots)
+        time.plot(*_frontier((row.speed_up, row.scores.psnr) for row in mine), **style)
+        time.errorbar([row.speed_up for row in mine], decibels, yerr=reach, **dots)
+    work.set_xlabel("fewer operations than uncached (ratio)")
+    time.set_xlabel("wall time: speed-up over uncached eager")
     work.set_ylabel("PSNR against uncached (dB)")
+    least = min(row.scores.psnr for row in cached)
+    work.set_ylim(bottom=least - 5)
     for row in rows:
         if row.group == "uncached" and row.form == "compiled":
             time.axvline(row.speed_up, color="gray", linestyle=":", label="torch.compile, uncached")
@@ -53,3 +49,13 @@ def save_plot(path: Path, rows: Sequence[Row], tried: Sequence[Tried]) -> None:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _frontier(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Places and values of those that no other exceeds in both, by growing place."""
+    places, values = list[float](), list[float]()
+    for place, value in sorted(points, reverse=True):
+        if not values or value > values[0]:
+            places.insert(0, place)
+            values.insert(0, value)
+    return places, values
