@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import dit_compile as ditc
+from dit_compile.quality.compilations import Compilations
 from tests import zoo
 from tests.zoo._case import HEADS
 
 STEPS = 8
 CACHED = "exact,insert-block-cache{method=interval,interval=2}"
+DECIDED = "exact,insert-block-cache{method=first-block,residual-diff-threshold=0.2}"
 TEXT = 24
 
 
@@ -123,10 +125,16 @@ class Family:
     make: Callable[[], Any]
     call: dict[str, Any]
     lanes: int = 1
+    #: Arguments of another resolution; another batch where a pipeline has one resolution.
+    other: dict[str, Any] = field(default_factory=lambda: {"height": 32, "width": 48})
 
 
 FAMILIES = {
-    "dit": Family(_dit, {"class_labels": [1, 2], "guidance_scale": 4.0}),
+    "dit": Family(
+        _dit,
+        {"class_labels": [1, 2], "guidance_scale": 4.0},
+        other={"class_labels": [1, 2, 3]},
+    ),
     "pixart": Family(
         _pixart,
         {
@@ -199,9 +207,9 @@ def pipe(family: str, tmp_path: Path) -> Any:
     return loaded
 
 
-def pictures(pipe: Any, family: str) -> np.ndarray[Any, Any]:
+def pictures(pipe: Any, family: str, **others: Any) -> np.ndarray[Any, Any]:
     done = pipe(
-        **FAMILIES[family].call,
+        **(FAMILIES[family].call | others),
         num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(3),
         output_type="np",
@@ -230,3 +238,22 @@ def test_a_cache_reuses_in_every_lane_and_leaves_nothing_behind(pipe: Any, famil
     assert np.isfinite(first).all()
     assert first.std() > 0
     np.testing.assert_array_equal(pictures(pipe, family), first, "a second generation is the same")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("passes", [CACHED, DECIDED], ids=["static", "dynamic"])
+def test_nothing_compiles_after_a_generation_at_each_of_two_resolutions(
+    pipe: Any, family: str, passes: str
+) -> None:
+    options = {"strict": True, "target": "inductor", "passes": passes}
+    pipe.transformer = torch.compile(pipe.transformer, backend="ditc", options=options)
+    others = ({}, FAMILIES[family].other)
+    with Compilations() as all_told:
+        first = [pictures(pipe, family, **other) for other in others]
+        with Compilations() as late:
+            again = [pictures(pipe, family, **other) for other in others]
+    assert first[0].shape != first[1].shape
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)  # a graph of any size rounds otherwise
+    assert all_told.inductor_calls >= 2
+    assert (all_told.graph_breaks, late.dynamo_graphs, late.inductor_calls) == (0, 0, 0)

@@ -7,12 +7,15 @@ import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.solve import try_solve
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from dit_compile.errors import VerificationError
@@ -78,7 +81,25 @@ def same_size(left: Any, right: Any) -> bool:
         return left == right
     if _is_told_by_data(left) and _is_told_by_data(right):
         return True
-    return bool(statically_known_true(left == right))
+    return bool(statically_known_true(left == right)) or _settled(left) == _settled(right)
+
+
+def _settled(size: Any) -> Any:
+    """A size as an expression, with the numbers that guards have settled parts of it to be.
+
+    Torch puts in what a guard says of a symbol, but not what it says of a quotient: after
+    ``32*(h//2) == 384`` it knows that ``h//2 == 12``, and not that ``(h//2)*w == 12*w``.
+    """
+    if isinstance(size, int):
+        return size
+    expression, unknown = size.node.expr, sympy.Dummy(integer=True)
+    for guard in size.node.shape_env.guards:
+        if isinstance(guard.expr, sympy.Eq):
+            for part in guard.expr.atoms(FloorDiv) & expression.atoms(FloorDiv):
+                solved = try_solve(guard.expr.xreplace({part: unknown}), unknown)
+                if solved is not None and solved[1].is_Integer:
+                    expression = expression.xreplace({part: solved[1]})
+    return expression
 
 
 def unify_sizes(dropped: fx.Node, kept: fx.Node, mode: FakeTensorMode) -> None:

@@ -29,6 +29,7 @@ from dit_compile.ir.program import (
     copy_graph,
     output_args,
     output_node,
+    placeholders,
 )
 from dit_compile.ir.purity import is_pure
 from dit_compile.passes.block_cache.sites import Kept, Site
@@ -209,6 +210,19 @@ class _Made:
         node.meta["origin"] = Origin(origin.path, origin.source, (self.old.name,))
         node.meta["val"] = evaluate(node, self.program.fake_mode)
         return node
+
+
+def read_sizes(program: Program, graph: fx.Graph) -> None:
+    """Let ``graph`` read the caller's sizes, as the graphs do that were copied from the main one.
+
+    A state of ``(h//2)*(w//2)`` tokens tells neither ``h`` nor ``w``, and compilers ask for both.
+    """
+    start = next(iter(graph.nodes))
+    for source in placeholders(program.main):
+        if program.kind_of(source) is InputKind.SIZE:
+            with graph.inserting_before(start):
+                node = graph.placeholder(str(source.target))
+            node.meta.update(source.meta)
 
 
 def placeholder(

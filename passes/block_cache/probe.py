@@ -29,7 +29,7 @@ from dit_compile.ir.program import (
     output_node,
 )
 from dit_compile.ir.purity import is_random
-from dit_compile.passes.block_cache.insertion import State, drop_dead
+from dit_compile.passes.block_cache.insertion import State, drop_dead, read_sizes
 from dit_compile.passes.block_cache.sites import Kept
 
 PROBE, JUDGE, REST = "probe", "judge", "rest"
@@ -163,5 +163,6 @@ def _add_judge(program: Program, measured: State, shown: str) -> None:
     change = call(aten.mean.default, call(aten.abs.default, call(aten.sub.Tensor, now, before)))
     size = call(aten.mean.default, call(aten.abs.default, before))
     graph.output((call(aten.div.Tensor, change, size),))
+    read_sizes(program, graph)
     program.graphs[JUDGE] = fx.GraphModule({}, graph)
     program.outputs[JUDGE] = (Output(OutputKind.MEASURE),)

@@ -18,7 +18,7 @@ from dit_compile.ir.program import (
     output_node,
 )
 from dit_compile.passes.block_cache.angle import angle
-from dit_compile.passes.block_cache.insertion import declare, drop_dead, placeholder
+from dit_compile.passes.block_cache.insertion import declare, drop_dead, placeholder, read_sizes
 from dit_compile.pipeline.rewriter import Rewriter
 
 SKIP, CRITIC = "skip", "critic"
@@ -88,6 +88,7 @@ def _add_critic(program: Program, rw: Rewriter, own: list[str], theirs: list[str
         angle(rw, *(_read(program, rw.graph, end, name, value) for name in pair))
         for pair, value in zip(zip(own, theirs, strict=True), results, strict=True)
     ]
+    read_sizes(program, rw.graph)
     measure = apart[0]
     for other in apart[1:]:
         measure = rw.call(aten.maximum.default, measure, other, before=end, replaces=[other])

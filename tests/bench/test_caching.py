@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -211,6 +212,34 @@ class TestReport:
         assert tried_before(tmp_path / "none", "digits", options, contenders) == []
         with pytest.raises(OptionError, match="was made with tuned=50, not 20; leave out --resume"):
             tried_before(tmp_path, "digits", {**options, "tuned": 20}, contenders)
+
+    def test_a_bench_that_is_cut_off_goes_on_where_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = list[list[Contender]]()
+
+        def try_all(contenders: list[Contender], *_: Any) -> Iterator[tuple[Contender, Any]]:
+            asked.append(contenders)
+            for each in contenders[:-1]:
+                trial = Future[Tried]()
+                trial.set_result(Tried(each, 2.0, 40.0, 9.0, 8))
+                yield each, trial
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(bench, "try_all", try_all)
+        save(self.RESULTS, tmp_path)
+        told = {"groups": ("ditc",), "methods": ("interval",), "out": str(tmp_path)}
+        for models in (("digits-flow", "digits"), ("digits", "digits-flow")):
+            with pytest.raises(KeyboardInterrupt):
+                run_cache_bench(CacheBenchOptions(models=models, resume=True, **told))
+        tried = json.loads((tmp_path / "cache.json").read_text())["tried"]
+        settings = {m: [each["contender"]["setting"] for each in tried[m]] for m in tried}
+        assert settings["digits-flow"] == ["interval=2", "interval=3"]
+        assert settings["digits"] == ["interval=2", "interval=3"]
+        assert [[each.setting for each in contenders] for contenders in asked] == [
+            ["interval=2", "interval=3", "interval=4"],
+            ["interval=3", "interval=4"],
+        ]
 
     def test_tables(self) -> None:
         console = Console(width=260, file=io.StringIO())

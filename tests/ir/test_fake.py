@@ -75,6 +75,22 @@ def test_sizes_are_compared_for_every_binding_and_without_a_guard() -> None:
     assert len(shapes.guards) == guards
 
 
+def test_a_guard_that_settles_a_quotient_settles_products_with_it() -> None:
+    program = capture(
+        Function(lambda x, y: (x + 1, y + 1)),
+        noise(8, 2),
+        noise(5, 2),
+        dynamic_shapes=(({0: torch.export.Dim("a")}, {0: torch.export.Dim("b")}),),
+    )
+    a, b = (node.meta["val"].shape[0] for node in calls(program, aten.add.Tensor))
+    assert not same_size((a // 2) * b, 4 * b)
+    assert 32 * (a // 2) == 128  # a guard
+    assert same_size((a // 2) * b, 4 * b)
+    assert same_size(a // 2, 4)
+    assert not same_size((a // 2) * b, 5 * b)
+    assert not same_size((a // 3) * b, 4 * b)
+
+
 def test_a_node_without_a_value_says_how_to_make_one() -> None:
     graph = fx.Graph()
     node = graph.placeholder("x")

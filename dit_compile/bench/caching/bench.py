@@ -114,6 +114,10 @@ class CacheBenchOptions:
         offered = (each for name in self.groups for each in _GROUPS[name]())
         return [each for each in offered if not self.methods or each.method in self.methods]
 
+    def tried_before(self, model: str) -> list[Tried]:
+        """What results in ``out`` tell of settings that take part."""
+        return tried_before(Path(self.out), model, asdict(self), self.contenders())
+
     @property
     def seeds(self) -> range:
         """Seeds that results are reported on; none is the one that settings are chosen on."""
@@ -138,11 +142,11 @@ class Bench:
     def run(self) -> Iterator[tuple[list[Row], list[Comparison]]]:
         """Tune, then measure what was chosen, one line-up after the other.
 
-        First comes what was tried, without a row, then the plain model. A setting that meets
-        several others has the rows of the first time.
+        First comes what was tried, each time without a row, then the plain model. A setting that
+        meets several others has the rows of the first time.
         """
-        self._tune()
-        yield [], []
+        for _ in self._tune():
+            yield [], []
         kept = 1e6 * self.options.kept_mb
         chosen = [(Uncached(),), *line_up(self.tried, self.options.ratios, kept)]
         subject = self.options.subject(self.model, self.options.batch)
@@ -158,18 +162,16 @@ class Bench:
             shown.update(rows)
             self.progress.advance(bar)
 
-    def _tune(self) -> None:
+    def _tune(self) -> Iterator[Contender]:
         subject = self.options.subject(self.model, self.options.tuned)
         contenders = self.options.contenders()
-        if self.options.resume:
-            out, options = Path(self.options.out), asdict(self.options)
-            self.tried += tried_before(out, self.model, options, contenders)
-            known = {each.contender for each in self.tried}
-            contenders = [each for each in contenders if each not in known]
+        known = {each.contender for each in self.tried}
+        contenders = [each for each in contenders if each not in known]
         bar = self.progress.add_task(f"{self.model}: tuning", total=len(contenders))
         for contender, trial in try_all(contenders, subject, _TUNED_ON):
             self.tried += self._attempt(contender, trial.result)
             self.progress.advance(bar)
+            yield contender
 
     def _reference(self, subject: Subject, base: torch.nn.Module) -> Reference:
         seeds = self.options.seeds
@@ -230,10 +232,12 @@ def run_cache_bench(options: CacheBenchOptions) -> Results:
         require(module, "bench")  # now, and not after the first contenders were measured
     date = datetime.date.today().isoformat()
     results = Results(date, options.command, asdict(options), describe_setup("cpu"))
+    if options.resume:
+        results.tried |= {model: options.tried_before(model) for model in options.models}
     with JobProgress() as progress:
         for model in options.models:
-            bench = Bench(model, options, progress)
-            results.refused[model], results.tried[model] = bench.refused, bench.tried
+            bench = Bench(model, options, progress, results.tried.setdefault(model, []))
+            results.refused[model] = bench.refused
             for rows, comparisons in bench.run():
                 results.rows += rows
                 results.comparisons += comparisons

@@ -175,7 +175,7 @@ def ditc_contenders() -> list[Contender]:
         "smooth": [f"alpha={a}" for a in (0.08, 0.18)],
         "taylor": [
             f"interval={n},order={order},scope={scope}{start}{end}"
-            for n in (2, 3, 4, 5)
+            for n in (2, 3, 4, 5, 6)
             for order in (1, 2)
             for scope in ("branch", "last")
             for start in ("", ",ramp=true")

@@ -12,7 +12,9 @@ from dit_compile.ir.verifier import Verifier
 from dit_compile.passes.block_cache.policies import POLICIES
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.reference import run_reference
+from tests import zoo
 from tests.analysis.structures import FAMILIES, captured
+from tests.capture.through_dynamo import from_dynamo
 from tests.passes.irtest import ops
 
 #: Options that let a method fire on any model.
@@ -104,3 +106,29 @@ def test_a_span_takes_all_work_of_its_blocks_away(family: str) -> None:
     assert left["aten.linear"] < 10
     states = {spec.path for spec in after.of_kind(InputKind.STATE)}
     assert len(states) == 1, "only the latent's stream is used after the last block"
+
+
+@pytest.mark.parametrize(
+    ("method", "graph"),
+    [("first-block", "judge"), ("skip-guidance,conditional=first-call", "critic")],
+)
+def test_a_graph_that_only_reads_states_knows_the_sizes_they_come_from(
+    method: str, graph: str
+) -> None:
+    """A state of ``(h//2)*(w//2)`` tokens tells neither ``h`` nor ``w``."""
+    case = zoo.case("pixart")
+    inputs = case.inputs(1, torch.Generator().manual_seed(0))
+    program, _ = from_dynamo(zoo.build(case), dynamic=True, **inputs)
+    Pipeline.parse(f"exact,insert-block-cache{{method={method}}}").run(program)
+    shown = placeholders(program.graphs[graph].graph)
+    states = [node for node in shown if program.kind_of(node) is not InputKind.SIZE]
+    sizes = {node.meta["val"].node.expr for node in shown if node not in states}
+    used = {
+        symbol
+        for node in states
+        for size in node.meta["val"].shape
+        if isinstance(size, torch.SymInt)
+        for symbol in size.node.expr.free_symbols
+    }
+    assert len(used) >= 2
+    assert used <= sizes
