@@ -199,6 +199,9 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
     run = run_passes(program, Pipeline((*pipeline, *lowerings)), options)
     for record in run.dropped:
         _warn(f"pass {record.item.name} is left out: {_with_repro(record.failure)}")
+    for record in run.records:
+        for text in record.warnings:
+            _warn(f"pass {record.item.name}: {text}")
 
     def rebind(names: Collection[str]) -> CompiledProgram | None:
         paths = sorted(captured.inputs[name].path for name in names)

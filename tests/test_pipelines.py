@@ -207,11 +207,11 @@ def pipe(family: str, tmp_path: Path) -> Any:
     return loaded
 
 
-def pictures(pipe: Any, family: str, **others: Any) -> np.ndarray[Any, Any]:
+def pictures(pipe: Any, family: str, seed: int = 3, **others: Any) -> np.ndarray[Any, Any]:
     done = pipe(
         **(FAMILIES[family].call | others),
         num_inference_steps=STEPS,
-        generator=torch.Generator().manual_seed(3),
+        generator=torch.Generator().manual_seed(seed),
         output_type="np",
     )
     return np.asarray(getattr(done, "images", None) if hasattr(done, "images") else done.frames)
@@ -257,3 +257,23 @@ def test_nothing_compiles_after_a_generation_at_each_of_two_resolutions(
         np.testing.assert_allclose(one, other, atol=1e-4)  # a graph of any size rounds otherwise
     assert all_told.inductor_calls >= 2
     assert (all_told.graph_breaks, late.dynamo_graphs, late.inductor_calls) == (0, 0, 0)
+
+
+@pytest.mark.slow
+def test_calibration_runs_the_pipeline_itself(pipe: Any, family: str) -> None:
+    options = {"strict": True, "target": "eager"}
+    plan = ditc.calibrate(
+        lambda seed: torch.from_numpy(pictures(pipe, family, seed)),
+        pipe.transformer,
+        passes="exact,insert-block-cache{method=smooth,alpha=9}",
+        samples=1,
+        options=options,
+        progress=False,
+    )
+    assert plan.steps == STEPS
+    pipe.transformer = torch.compile(
+        pipe.transformer, backend="ditc", options=options | {"plan": plan}
+    )
+    with ditc.session(pipe.transformer) as session:
+        assert np.isfinite(pictures(pipe, family)).all()
+    assert session.summary()["computed"] == FAMILIES[family].lanes * 2, "every fourth step"

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from torch import nn
 
 import dit_compile
-from dit_compile.calibration.budget import Budget, search
+from dit_compile.calibration.budget import Budget, Scale, search
 from dit_compile.calibration.plan import Plan, Trial, Weight
 from dit_compile.calibration.runs import Runs, Sample
 from dit_compile.errors import OptionError
@@ -29,6 +29,7 @@ def calibrate(
     min_psnr: float | None = None,
     max_rel_l2: float | None = None,
     min_speedup: float | None = None,
+    value_range: tuple[float, float] = (-1.0, 1.0),
     options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Plan:
@@ -43,7 +44,7 @@ def calibrate(
 
     Args:
         sample: runs one generation with noise from the seed that it gets, and returns the samples
-            as a tensor; within a budget on PSNR, images in [-1, 1].
+            as a tensor.
         model: the module that ``sample`` calls at each step.
         passes: the pipeline to calibrate; with a budget also ``None``, to choose among methods.
         samples: generations to run for measurements and for each trial.
@@ -51,6 +52,8 @@ def calibrate(
         min_psnr: a budget: dB against the uncached samples, at least.
         max_rel_l2: a budget: relative L2 error against the uncached samples, at most.
         min_speedup: a budget: ratio of operations to the uncached sampling, at least.
+        value_range: what the samples go from and to, for PSNR: ``(0, 1)`` for the images of
+            diffusers' ``output_type="pt"``.
         options: further options of the backend, such as ``{"target": "eager"}``.
         progress: show a progress bar.
 
@@ -58,12 +61,13 @@ def calibrate(
         The Plan. With a budget, ``curve`` has what was tried.
 
     Raises:
-        OptionError: no pipeline and no budget are given, or ``samples`` is less than 1.
+        OptionError: no pipeline and no budget are given, ``samples`` is less than 1, or
+            ``value_range`` is no range.
         PlanError: ``sample`` does not call ``model``, or nothing meets the budget.
     """
     if samples < 1:
         raise OptionError(f"samples must be at least 1, not {samples}")
-    budget = Budget(min_psnr, max_rel_l2, min_speedup)
+    budget, scale = Budget(min_psnr, max_rel_l2, min_speedup), Scale(*value_range)
     if passes is None and not budget:
         raise OptionError("give passes= to calibrate, or a budget such as min_psnr=35 to choose by")
     asked = Pipeline.parse(passes) if passes is not None else None
@@ -72,7 +76,7 @@ def calibrate(
     with Progress(console=terminal(stderr=True), disable=not progress, transient=True) as shown:
         run = Runs(sample, plain, range(seed, seed + samples), dict(options or {}), shown)
         if budget:
-            chosen, curve = search(run, budget, asked)
+            chosen, curve = search(run, budget, asked, scale)
         else:
             assert asked is not None
             chosen = run.fit(asked)

@@ -14,8 +14,8 @@ class Measured:
         times: the timestep of each step; empty if they are not known.
         changes: for a group, a step t and a distance k from 1 on, at place k - 1: the relative L1
             change ``sum |y_(t+k) - y_t| / sum |y_t|`` from t to t + k, averaged over the sites.
-        ratios: for a group and a step, the mean magnitude over its mean at the step before, a
-            magnitude being the norm over the last axis; 1 at the first step.
+        ratios: for a group and a step, the norm of each token over its norm at the step before,
+            averaged over tokens and sites as MagCache does; 1 at the first step.
     """
 
     times: Sequence[float]

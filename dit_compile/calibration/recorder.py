@@ -44,7 +44,7 @@ class Recorder:
                 change = _relative_change(value, before[name])
                 self._changes[groups[name], index - distance, distance].append(change)
         for name, value in returned.items():
-            ratio = _magnitude(value) / _magnitude(recent[-1][name]) if recent else 1.0
+            ratio = _ratio(value, recent[-1][name]) if recent else 1.0
             self._ratios[groups[name], index].append(ratio)
         recent.append(returned)
 
@@ -73,8 +73,9 @@ def _relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
     return float((new - old).abs().sum() / old.abs().sum())
 
 
-def _magnitude(value: torch.Tensor) -> float:
-    return float(value.float().norm(dim=-1).mean())
+def _ratio(new: torch.Tensor, old: torch.Tensor) -> float:
+    new, old = (value.float().norm(dim=-1) for value in (new, old))
+    return float((new / old.clamp_min(1e-8)).mean())
 
 
 def _mean(values: list[float]) -> float:

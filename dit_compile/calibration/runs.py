@@ -126,7 +126,8 @@ class Runs:
             if not isinstance(samples, torch.Tensor):
                 raise OptionError(
                     "the sampling function must return its samples as one tensor, not "
-                    f"{type(samples).__name__}; with diffusers pass output_type='pt' or 'latent'"
+                    f"{type(samples).__name__}; with diffusers pass output_type='pt', and "
+                    "value_range=(0, 1) with a budget"
                 )
             made.append(samples.detach())
             self._progress.advance(bar)

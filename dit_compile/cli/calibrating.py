@@ -24,6 +24,7 @@ def calibrate(args: argparse.Namespace) -> None:
             min_psnr=args.min_psnr,
             max_rel_l2=args.max_rel_l2,
             min_speedup=args.min_speedup,
+            value_range=tuple(args.value_range),
             options={"target": args.backend},
         )
     console = terminal()

@@ -201,6 +201,14 @@ def _add_calibrate(calibrate: argparse.ArgumentParser) -> None:
     calibrate.add_argument("--min-psnr", type=float, help="budget: dB against uncached")
     calibrate.add_argument("--max-rel-l2", type=float, help="budget: relative L2 error")
     calibrate.add_argument("--min-speedup", type=float, help="budget: ratio of operations")
+    calibrate.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        default=(-1.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="what samples go from and to, for PSNR (-1 1)",
+    )
     calibrate.add_argument("--backend", default="inductor", help="target (%(default)s)")
     calibrate.add_argument("--plot", metavar="PNG", help="also draw what was tried")
     calibrate.add_argument("--out", default="ditc.plan.json", help="the plan (%(default)s)")

@@ -27,7 +27,7 @@ class PassRecord:
         item: the pass.
         changed: whether the Program's fingerprint moved.
         nodes_before, nodes_after: operators of the main graph.
-        rewrites, misses, notes: what the Rewriter kept.
+        rewrites, misses, notes, warnings: what the Rewriter kept.
         seconds: time in the pass itself.
         skipped: why it did not run, empty if it did.
         failure: the error that dropped it, empty if none.
@@ -41,6 +41,7 @@ class PassRecord:
     rewrites: list[Rewrite] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     skipped: str = ""
     failure: str = ""
@@ -239,7 +240,7 @@ class Pipeline:
     ) -> None:
         rewriter = Rewriter(program, limit=limit)
         record.rewrites, record.misses = rewriter.rewrites, rewriter.misses
-        record.notes = rewriter.notes
+        record.notes, record.warnings = rewriter.notes, rewriter.warnings
         started = time.perf_counter()
         computed = computation(program) if item.kind is Kind.ANNOTATE else ""
         graphs_before = {name: id(module) for name, module in program.graphs.items()}

@@ -78,6 +78,7 @@ class Rewriter:
         self.rewrites: list[Rewrite] = []
         self.misses: list[Miss] = []
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self._made: list[fx.Node] = []
 
     # -- walking ---------------------------------------------------------------------------------
@@ -247,6 +248,11 @@ class Rewriter:
     def note(self, text: str) -> None:
         """Tell the user something about this pass's work as a whole."""
         self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        """A note that users must see who read no report, since they asked for something else."""
+        self.note(text)
+        self.warnings.append(text)
 
     def finish(self) -> None:
         """Close the last rewrite."""

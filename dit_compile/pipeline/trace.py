@@ -39,13 +39,14 @@ class Trace:
         """Write what a pass did, and what it left."""
         self._position += 1
         log.info(
-            "#%d %s (%s): %d rewrites, %d near misses%s",
+            "#%d %s (%s): %d rewrites, %d near misses%s%s",
             self._position,
             record.item,
             record.item.kind.value,
             len(record.rewrites),
             len(record.misses),
             "" if record.changed else ", no change",
+            "".join(f"; {note}" for note in record.notes),
         )
         for miss in record.misses:
             log.debug("near miss at %%%s (%s): %s", miss.node, miss.path, miss.reason)

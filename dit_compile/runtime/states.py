@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from dit_compile.errors import DitcWarning
 from dit_compile.ir.interface import Input, InputKind
-from dit_compile.ir.schedule import Done, Schedule, Step
+from dit_compile.ir.schedule import Done, Policy, Schedule, Step
 from dit_compile.runtime.generation import Lane
+
+#: Why the first step of a generation reuses nothing.
+_FIRST = "nothing was computed before"
 
 #: Decisions after which a threshold that always gave the same answer is in question.
 _ENOUGH_STEPS = 8
@@ -50,7 +55,7 @@ class States:
 
     def missing(self, lane: Lane) -> str:
         """Why nothing can be reused in ``lane`` yet, empty if something can."""
-        return "" if self._names.keys() <= lane.state.keys() else "nothing was computed before"
+        return "" if self._names.keys() <= lane.state.keys() else _FIRST
 
     def of_peer(self, peer: Lane | None) -> dict[str, Any]:
         """What graphs read of the peer's state; nothing where it has none, or there is no peer."""
@@ -96,27 +101,43 @@ class States:
     def record(self, lane: Lane, done: Done) -> None:
         """Count a step, and remember it for the policy."""
         lane.past.append(done)
-        if (policy := self._schedule.policy) and policy.dynamic and done.step.last:
-            self._question(lane.past)
+        policy = self._schedule.policy
+        if policy is not None and len(self._schedule.variants) > 1 and done.step.last:
+            self._question(policy, lane)
         if done.computed.issuperset(self._schedule.groups):
             lane.served["computed"] += 1
         else:
             lane.served["forecast" if self._forecasts else "reused"] += 1
 
-    def _question(self, past: Sequence[Done]) -> None:
-        """Say once if a whole generation went by in which what was measured decided nothing."""
-        changes = [done.step.change for done in past if done.step.change is not None]
-        computed = sum(bool(done.computed) for done in past)
-        if self._questioned or len(changes) < _ENOUGH_STEPS or 1 < computed < len(past):
+    def _question(self, policy: Policy, lane: Lane) -> None:
+        """Say once if a whole generation went by in which the policy decided nothing."""
+        past = lane.past
+        asked = [done for i, done in enumerate(past) if self._is_open(done.step, past[:i])]
+        asked = asked or past[1:]
+        if self._questioned or len(asked) < _ENOUGH_STEPS or lane.why.keys() - {_FIRST}:
+            return
+        changes = [done.step.change for done in asked if done.step.change is not None]
+        if all(done.computed.issuperset(self._schedule.groups) for done in asked):
+            smallest = f" (smallest change {min(changes):.3g})" if changes else ""
+            said = f"reused nothing{smallest}; allow more change"
+        elif changes and not any(done.computed for done in asked):
+            largest = f"(largest change {max(changes):.3g})"
+            said = f"reused every step that was in question {largest}; allow less change"
+        else:
             return
         self._questioned = True
-        always = computed == 1
-        what = f"reused every step but the first (largest change {max(changes):.3g})"
-        if not always:
-            what = f"reused nothing (smallest change {min(changes):.3g})"
         warnings.warn(
-            f"ditc: in {len(past)} steps the cache {what}; allow {'less' if always else 'more'} "
-            "change, or let ditc.calibrate choose how much",
+            f"ditc: in {len(past)} steps {policy.describe()} {said}, or let ditc.calibrate choose "
+            "how much",
             DitcWarning,
             stacklevel=2,
         )
+
+    def _is_open(self, step: Step, past: Sequence[Done]) -> bool:
+        """Whether what was measured at ``step`` decided, rather than a warm-up or a limit."""
+        if step.change is None:
+            return False
+        least, most = (
+            self._schedule.row(replace(step, change=change), past) for change in (0.0, math.inf)
+        )
+        return least != most

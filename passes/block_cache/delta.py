@@ -22,7 +22,8 @@ class Delta(CachePolicy):
     Source: "Delta-DiT: A Training-Free Acceleration Method Tailored for Diffusion Transformers",
     Chen et al., 2024: the front blocks shape outlines and the rear ones details, and sampling makes
     outlines first. So the rear span is reused up to ``boundary``, and the front span after it. What
-    is kept is the span's output minus its input, added to the current input.
+    is kept is the span's output minus its input, added to the current input. The last step is
+    computed.
 
     Attributes:
         interval: steps from one computed step to the next; 1 computes every step.

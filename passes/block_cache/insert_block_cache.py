@@ -29,11 +29,14 @@ from dit_compile.passes.block_cache.probe import JUDGE, PROBE, REST, Probe, spli
 from dit_compile.passes.block_cache.record import Record
 from dit_compile.passes.block_cache.second_call import CRITIC, SKIP, add_second_call
 from dit_compile.passes.block_cache.sites import Candidates, Site
-from dit_compile.passes.block_cache.worth import within
+from dit_compile.passes.block_cache.worth import state_bytes, within
 from dit_compile.pipeline.base import Kind, Pass, changed_fields, coerce, unknown_option
 from dit_compile.pipeline.rewriter import Rewriter
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+_NO_BLOCKS = "no repeated blocks with residual branches were found, so nothing is cached"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +168,7 @@ class InsertBlockCache(Pass):
                 "max-state-bytes, state-dtype and only"
             )
         if (0,) not in self.policy.rows(("guidance",)):
-            rw.note(f"{self.policy.describe()} computes every step, so no cache is inserted")
+            rw.warn(f"{self.policy.describe()} computes every step, so no cache is inserted")
         elif self.policy.half and add_half(program, rw, self.policy.half):
             self._choose(program, rw, HALF)
         elif self.policy.second_call and add_second_call(program, rw):
@@ -183,22 +186,37 @@ class InsertBlockCache(Pass):
         """The sites that may be kept, and the policy's rows of their groups."""
         sites = self.policy.sites(found) if found.stacks else []
         if not sites:
-            rw.note("no repeated blocks with residual branches were found, so nothing is cached")
+            if not found.stacks:
+                rw.note(_NO_BLOCKS)
+            else:
+                rw.warn(f"{self.policy.describe()} may reuse nothing here, so nothing is cached")
             return [], []
         if self.only:
             sites = self._asked_for(sites)
         if self.max_state_bytes is not None:
-            sites = within(sites, self.max_state_bytes, self.policy.depth, found, rw)
+            sites = self._affordable(sites, self.max_state_bytes, found, rw)
+        if not sites:
+            return [], []
         if self.policy.records:
             return sites, []
         groups = list(dict.fromkeys(site.group for site in sites))
         rows = [row for row in self.policy.rows(groups) if not all(row)]
         reused = {group for row in rows for group, has in zip(groups, row, strict=True) if not has}
-        if sites and not rows:
-            rw.note(f"{self.policy.describe()} computes every step, so no cache is inserted")
+        if not rows:
+            rw.warn(f"{self.policy.describe()} computes every step, so no cache is inserted")
         kept = [site for site in sites if site.group in reused]
         columns = [groups.index(group) for group in groups if group in reused]
         return kept, list(dict.fromkeys(tuple(row[i] for i in columns) for row in rows))
+
+    def _affordable(
+        self, sites: Sequence[Site], max_bytes: int, found: Candidates, rw: Rewriter
+    ) -> Sequence[Site]:
+        """The sites whose states fit ``max_bytes`` beside what a probe keeps."""
+        probe = self.policy.probe(found)
+        spent = state_bytes((probe.measured,), found) if probe else 0
+        dtype = _DTYPES[self.state_dtype] if self.state_dtype else None
+        sizes = {site: state_bytes(site.kept, found, dtype) * self.policy.depth for site in sites}
+        return within(sizes, max_bytes, spent, found, rw)
 
     def _asked_for(self, sites: Sequence[Site]) -> Sequence[Site]:
         """The sites that ``only`` names.

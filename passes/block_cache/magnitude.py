@@ -25,7 +25,7 @@ class Magnitude(CachePolicy):
     of the residual's magnitude to the previous step's is nearly the same for all prompts. The
     product of ratios since the last computed step tells how far the kept residual is off; its
     distances from 1 are added up, and the next step is computed before the sum passes
-    ``threshold``. The residual is added once, for all blocks together.
+    ``threshold``. The residual is added once, for all blocks together. The last step is computed.
 
     Attributes:
         threshold: the sum of errors that a run of reused steps may reach.

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _ALL = "blocks"
 
+#: What the text of a mask for all branches is made of.
+_PLAIN = frozenset("01[], ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mask(CachePolicy):
@@ -29,7 +32,8 @@ class Mask(CachePolicy):
     computes anywhere since the step before.
 
     Attributes:
-        mask: digits for all branches, ``"1101"``; or for each type of branch (``attn``, ``cross``,
+        mask: digits for all branches, ``"1101"``, or as cache-dit writes and prints them,
+            ``"11 0 1"`` and ``"[1, 1, 0, 1]"``; or for each type of branch (``attn``, ``cross``,
             ``mlp``), ``"attn:1101 mlp:1001"``, types that are not named being computed always; or
             the path of a JSON file such as SmoothCache writes, ``{"attn": [1, 1, 0, 1], ...}``.
         times: the timesteps that the mask was made for, if they are known.
@@ -98,6 +102,8 @@ def read_mask(text: str) -> dict[str, tuple[int, ...]]:
     """
     if text.endswith(".json"):
         return _checked(_from_json(Path(text)), text)
+    if set(text) <= _PLAIN:
+        return _checked({_ALL: [digit for digit in text if digit in "01"]}, text)
     parts = [part.rpartition(":") for part in text.split()]
     return _checked({group or _ALL: [*digits] for group, _, digits in parts}, text)
 

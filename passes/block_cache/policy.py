@@ -102,7 +102,11 @@ class CachePolicy:
     def describe(self) -> str:
         """The method with its options, as a pipeline's text has them; long lists are left out."""
         options = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        short = {k.replace("_", "-"): v for k, v in options.items() if not isinstance(v, tuple)}
+        short = {
+            name.replace("_", "-"): value
+            for name, value in options.items()
+            if value is not None and not isinstance(value, tuple)
+        }
         return print_item(self.method, short)
 
     def at_least(self, option: str, least: float) -> None:

@@ -21,7 +21,7 @@ class Pyramid(CachePolicy):
     Source: PAB, "Real-Time Video Generation with Pyramid Attention Broadcast", Zhao et al., 2024:
     attention differs little between steps in the middle of sampling; spatial attention changes
     most, then temporal, then cross attention. Self attention over all tokens at once counts as
-    spatial.
+    spatial. The last step is computed.
 
     Attributes:
         spatial, temporal, cross, mlp: steps from one computed step of these branches to the next; 1

@@ -23,7 +23,8 @@ class Taylor(Forecasting):
     TaylorSeers", Liu et al., 2025: the forecast is ``sum_i D_i / i! * d^i``, with ``d`` the
     distance to the last computed step, ``D_0`` its value and ``D_(i+1)`` the change of ``D_i``
     between the last two computed steps over their distance. With n computed steps the order is at
-    most n - 1.
+    most n - 1. As in the published code it rests on no step before the last but one of the warm-up,
+    unless ``known_from`` is given.
 
     Attributes:
         interval: steps from one computed step to the next; 1 computes every step.
@@ -37,7 +38,6 @@ class Taylor(Forecasting):
     method: ClassVar[str] = "taylor"
     interval: int = 4
     order: int = 2
-    known_from: int = 1
     warmup_steps: int = 3
     compute_last: bool = True
     scope: str = "branch"
@@ -47,6 +47,11 @@ class Taylor(Forecasting):
         self.at_least("interval", 1)
         self.at_least("warmup_steps", 1)
         self.one_of("scope", ("branch", "last"))
+
+    @property
+    def grounds_from(self) -> int:
+        """``known_from``, or the last step but one of the warm-up."""
+        return max(0, self.warmup_steps - 2) if self.known_from is None else self.known_from
 
     def ladder(self) -> Sequence[Self]:
         """Growing intervals."""

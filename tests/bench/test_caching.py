@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import statistics
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +35,7 @@ from dit_compile.bench.caching.generation import weigh
 from dit_compile.bench.caching.hooks import CacheDit, cache_dit_contenders, hook_contenders
 from dit_compile.bench.caching.lineup import line_up
 from dit_compile.bench.caching.plot import _frontier
+from dit_compile.bench.caching.processes import spawn, told_plainly
 from dit_compile.bench.caching.report import (
     Results,
     compare,
@@ -168,6 +175,78 @@ class TestComparing:
         own = scores(0.1)
         assert own.psnr_gain(own) == (0, (0, 0))
         assert own.frechet_gain(own) == (0, (0, 0))
+
+
+class Unreadable(Exception):
+    """As torch's own errors are: it holds on to what cannot leave its process."""
+
+    def __init__(self, frame: object, text: str) -> None:
+        super().__init__(text)
+        self.frame = frame
+
+
+@told_plainly
+def fails(what: str) -> None:
+    if what == "unreadable":
+        raise Unreadable(sys._getframe(), "a graph")
+    raise OptionError("plain")
+
+
+def linger(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+class TestProcesses:
+    @pytest.mark.parametrize(
+        ("what", "error", "text"),
+        [("unreadable", RuntimeError, "^Unreadable: a graph$"), ("", OptionError, "^plain$")],
+    )
+    def test_any_error_is_told(self, what: str, error: type[Exception], text: str) -> None:
+        with spawn(1) as pool, pytest.raises(error, match=text):
+            pool.submit(fails, what).result()
+
+    def test_they_end_with_the_one_that_started_them(self, tmp_path: Path) -> None:
+        code = (
+            "from dit_compile.bench.caching.processes import spawn\n"
+            "from tests.bench.test_caching import linger\n"
+            "if __name__ == '__main__':\n"
+            f"    spawn(1).submit(linger, {str(tmp_path / 'pid')!r}).result()\n"
+        )
+        script = tmp_path / "start.py"
+        script.write_text(code)
+        root = Path(__file__).parents[2]
+        parent = subprocess.Popen(
+            [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)}
+        )
+        child = None
+        try:
+            child = int(_soon(lambda: (tmp_path / "pid").read_text() or None))
+            parent.kill()
+            parent.wait()
+            _soon(lambda: None if _runs(child) else True)
+        finally:
+            parent.kill()
+            if child is not None and _runs(child):
+                os.kill(child, signal.SIGKILL)
+
+
+def _soon(ask: Callable[[], Any]) -> Any:
+    """What ``ask`` gives, once it gives something."""
+    for _ in range(600):
+        with suppress(OSError):
+            if (found := ask()) is not None:
+                return found
+        time.sleep(0.1)
+    raise AssertionError("it never came")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 class TestReport:

@@ -87,7 +87,7 @@ def test_the_recorder_s_numbers_on_a_known_trajectory() -> None:
         ]
         want = float(sum(each) / 3)
         assert found.changes["attn"][step][distance - 1] == pytest.approx(want, rel=1e-4)
-    ratios = [ys[5].norm(dim=-1).mean() / ys[4].norm(dim=-1).mean() for ys in outputs.values()]
+    ratios = [(ys[5].norm(dim=-1) / ys[4].norm(dim=-1)).mean() for ys in outputs.values()]
     assert found.ratios["attn"][5] == pytest.approx(float(sum(ratios) / 3), rel=1e-4)
 
 
@@ -211,6 +211,30 @@ class TestBudget:
         plan = calibrated(toy, passes, min_speedup=1.3)
         fast = [trial for trial in plan.curve if trial.flop_ratio >= 1.3]
         assert plan.passes == max(fast, key=lambda trial: trial.psnr).passes
+
+    def test_psnr_is_the_same_whatever_the_samples_go_from_and_to(self, toy: Toy) -> None:
+        draw = sampler(toy)
+        passes = "exact,insert-block-cache{method=interval}"
+
+        def curve(sample: Callable[[int], torch.Tensor], **how: Any) -> list[float]:
+            plan = ditc.calibrate(
+                sample, toy, passes=passes, samples=2, options=EAGER, progress=False, **how
+            )
+            return [trial.psnr for trial in plan.curve[1:]]
+
+        def unit(seed: int) -> torch.Tensor:
+            return draw(seed).clamp(-1, 1) / 2 + 0.5
+
+        want = curve(draw, max_rel_l2=0.05)
+        least = min(want) - 0.1
+        have = curve(unit, min_psnr=least, value_range=(0, 1))
+        assert have[: len(want)] == pytest.approx(want, abs=1e-3)
+        with pytest.warns(DitcWarning, match=r"go from 0 to 1; .* give value_range=\(0, 1\)"):
+            curve(unit, min_psnr=least)
+        with pytest.warns(DitcWarning, match=r"far beyond value_range=\(-1, 1\); return images"):
+            curve(lambda seed: 10 * draw(seed), min_psnr=1.0)
+        with pytest.raises(OptionError, match=r"such as \(0, 1\), not \(1, 0\)"):
+            curve(unit, min_psnr=1.0, value_range=(1, 0))
 
     def test_out_of_reach(self, toy: Toy) -> None:
         passes = "exact,insert-block-cache{method=interval}"

@@ -112,6 +112,7 @@ def test_torch_logs(traced: Traced) -> None:
 def test_torch_logs_without_diffs() -> None:
     said = ran(TORCH_LOGS="dit_compile")
     assert "#4 fuse-adaln (exact): 3 rewrites, 0 near misses" in said
+    assert re.search(r"#6 hoist-invariant \(exact\): .* near misses; \d+ values?, .* kept", said)
     assert "%adaln_norm" not in said
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -201,18 +203,78 @@ def test_threads_and_tasks_share_nothing(method: str) -> None:
         assert all(map(torch.equal, mine, alone_))
 
 
+RATIOS = f"ratios=[{','.join(['0.99'] * 20)}]"
+
+
 @pytest.mark.parametrize(
-    ("threshold", "message"),
+    ("method", "message"),
     [
-        (1e-6, "reused nothing .* allow more change"),
-        (1e6, "every step but the first .* allow less"),
+        ("first-block,residual-diff-threshold=1e-6", "reused nothing .* allow more change"),
+        ("first-block,residual-diff-threshold=1e6", "in question .* allow less change"),
+        (
+            "first-block,residual-diff-threshold=1e6,max-warmup-steps=3,"
+            "max-continuous-cached-steps=2",
+            r"in 20 steps first-block\{.* reused every step that was in question",
+        ),
+        (f"magnitude,retention=0,threshold=1e-9,{RATIOS}", "reused nothing; allow more change"),
     ],
 )
-def test_a_threshold_that_decides_nothing_is_said(threshold: float, message: str) -> None:
-    fast = cached(f"method=first-block,residual-diff-threshold={threshold}")
-    times = [float(t) for t in range(100, 0, -10)]
-    with ditc.session(fast, timesteps=times), pytest.warns(DitcWarning, match=message):
+def test_a_policy_that_decides_nothing_says_so(method: str, message: str) -> None:
+    fast = cached(f"method={method}")
+    times = [float(t) for t in range(100, 0, -5)]
+    with ditc.session(fast, timesteps=times), pytest.warns(DitcWarning, match=message) as said:
         run(fast, Loop(label(1), times=times))
+    assert len(said) == 1
+    with warnings.catch_warnings(), ditc.session(fast, timesteps=times):
+        warnings.simplefilter("error", DitcWarning)  # once is enough
+        run(fast, Loop(label(1), times=times))
+
+
+def test_a_policy_that_decides_something_says_nothing() -> None:
+    fast = cached("method=first-block,residual-diff-threshold=3.0,max-continuous-cached-steps=2")
+    times = [float(t) for t in range(100, 0, -5)]
+    with warnings.catch_warnings(), ditc.session(fast, timesteps=times) as session:
+        warnings.simplefilter("error", DitcWarning)
+        run(fast, Loop(label(1), times=times))
+    assert 1 < session.summary()["computed"] < 20
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("interval,interval=1", "computes every step, so no cache is inserted"),
+        ("first-block,residual-diff-threshold=0", "computes every step, so no cache is inserted"),
+        ("delta,span=0", "may reuse nothing here, so nothing is cached"),
+    ],
+)
+def test_a_cache_that_was_asked_for_and_not_inserted_is_said(method: str, message: str) -> None:
+    with pytest.warns(DitcWarning, match=f"pass insert-block-cache: .* {message}"):
+        run(cached(f"method={method}"), list(Loop(label(1)))[:1])
+
+
+def test_a_step_reads_one_number_beside_its_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read waits for a GPU. The first step has nothing to compare with."""
+    fast = cached("method=first-block,residual-diff-threshold=3.0")
+    loop = list(Loop(label(1)))
+    with ditc.session(fast, timesteps=TIMES):
+        run(fast, loop)  # compiles
+    read = Counter[str]()
+
+    def counting(name: str) -> Any:
+        plain = getattr(torch.Tensor, name)
+
+        def counted(self: Tensor) -> Any:
+            read[name] += 1
+            return plain(self)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        for name in ("__float__", "__int__", "__bool__", "item", "tolist"):
+            patched.setattr(torch.Tensor, name, counting(name))
+        with ditc.session(fast, timesteps=TIMES):
+            run(fast, loop)
+    assert read == {"tolist": len(TIMES), "__float__": len(TIMES) - 1}
 
 
 def test_what_was_forecast_is_counted() -> None:

@@ -1,14 +1,15 @@
 """Caching by ditc, by diffusers' hooks and by cache-dit, on bundled models.
 
 Each group first tries its settings on one seed; the best at each ratio of operations is then
-measured on others, where nothing was chosen, in turns with a setting of ditc that computes and
-keeps no more.
+measured on others, where nothing was chosen, in turns with a setting of ditc that computes no more
+and keeps no more, or little.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -66,8 +67,8 @@ class CacheBenchOptions:
         guidance_scale: weight of classifier-free guidance.
         timed: generations of the plain model, and of others in eager, that are timed; all compiled
             ones are.
-        kept_mb: what ditc may keep from step to step for a batch, or as much as what it is set
-            against.
+        kept_mb: what ditc may keep from step to step for a batch, if what it is set against keeps
+            less.
         out: folder for results.
         resume: do not try settings again that the results in ``out`` tell of.
         command: what the user typed, kept with the results.
@@ -114,9 +115,12 @@ class CacheBenchOptions:
         offered = (each for name in self.groups for each in _GROUPS[name]())
         return [each for each in offered if not self.methods or each.method in self.methods]
 
-    def tried_before(self, model: str) -> list[Tried]:
-        """What results in ``out`` tell of settings that take part."""
-        return tried_before(Path(self.out), model, asdict(self), self.contenders())
+    def tried_before(self) -> dict[str, list[Tried]]:
+        """By model what results in ``out`` tell of settings, whether they take part or not."""
+        known = [each for offered in _GROUPS.values() for each in offered()]
+        return {
+            model: tried_before(Path(self.out), model, asdict(self), known) for model in BUNDLED
+        }
 
     @property
     def seeds(self) -> range:
@@ -129,7 +133,7 @@ class Bench:
     """The measurements on one model.
 
     Attributes:
-        tried: settings on the tuning seed.
+        tried: settings on the tuning seed; those that take no part stay as they are.
         refused: what could not run, and why.
     """
 
@@ -147,8 +151,10 @@ class Bench:
         """
         for _ in self._tune():
             yield [], []
-        kept = 1e6 * self.options.kept_mb
-        chosen = [(Uncached(),), *line_up(self.tried, self.options.ratios, kept)]
+        kept = 1e6 * self.options.kept_mb * self.options.tuned / self.options.batch
+        taking_part = set(self.options.contenders())
+        tried = [each for each in self.tried if each.contender in taking_part]
+        chosen = [(Uncached(),), *line_up(tried, self.options.ratios, kept)]
         subject = self.options.subject(self.model, self.options.batch)
         base = Uncached().build(subject, compiled=False)
         reference = self._reference(subject, base)
@@ -169,6 +175,8 @@ class Bench:
         contenders = [each for each in contenders if each not in known]
         bar = self.progress.add_task(f"{self.model}: tuning", total=len(contenders))
         for contender, trial in try_all(contenders, subject, _TUNED_ON):
+            if isinstance(trial.exception(), BrokenProcessPool):
+                trial.result()  # no fault of this one's: nothing more can be tried
             self.tried += self._attempt(contender, trial.result)
             self.progress.advance(bar)
             yield contender
@@ -199,8 +207,10 @@ class Bench:
                 players += map(stack.enter_context, self._attempt(each, ready))
             for turn, seed in enumerate(seeds):
                 timed = turn < self.options.timed
-                for player in players:
-                    player.turn(seed, (COMPILED, EAGER) if timed else (COMPILED,))
+                forms = (COMPILED, EAGER) if timed else (COMPILED,)
+                for player in list(players):
+                    if not self._attempt(player.contender, partial(player.turn, seed, forms)):
+                        players.remove(player)
                 if timed:
                     seconds.append(generate(Uncached(), base, subject, seed).seconds)
             return {each.contender: list(each.rows(reference, seconds)) for each in players}
@@ -233,7 +243,7 @@ def run_cache_bench(options: CacheBenchOptions) -> Results:
     date = datetime.date.today().isoformat()
     results = Results(date, options.command, asdict(options), describe_setup("cpu"))
     if options.resume:
-        results.tried |= {model: options.tried_before(model) for model in options.models}
+        results.tried = options.tried_before()
     with JobProgress() as progress:
         for model in options.models:
             bench = Bench(model, options, progress, results.tried.setdefault(model, []))

@@ -54,7 +54,6 @@ def weigh(contender: Contender, model: nn.Module, subject: Subject, seed: int) -
     call = subject.bundled.example(subject.labels)
     with contender.generation(model, subject), torch.no_grad():
         model(*call.args, **call.kwargs)  # compilation is not weighed
-    gc.collect()
     subject.trajectory, subject.tally.flops = [], 0
     with contender.generation(model, subject), contender.counting(subject):
         before = _live_bytes()  # what an earlier generation has left is gone
@@ -65,6 +64,7 @@ def weigh(contender: Contender, model: nn.Module, subject: Subject, seed: int) -
 
 def _live_bytes() -> int:
     """Bytes of all tensors with a storage; weights that are laid out for a processor have none."""
+    gc.collect()
     storages = {}
     for item in gc.get_objects():
         if (

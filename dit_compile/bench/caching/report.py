@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,7 +25,7 @@ from dit_compile.files import write_atomically
 
 @dataclass(frozen=True)
 class Comparison:
-    """A setting of another group and ditc's counterpart, which computes and keeps no more.
+    """A setting of another group and ditc's counterpart.
 
     Attributes:
         model: its name.
@@ -48,7 +49,8 @@ class Comparison:
 
 def compare(ours: Row, theirs: Sequence[Row]) -> Comparison:
     """Set a row of ditc against another setting's forms, measured together with it."""
-    other = min(theirs, key=lambda row: row.seconds)
+    turns = min(len(row.turns) for row in theirs)  # that all forms took
+    other = min(theirs, key=lambda row: statistics.median(row.turns[:turns]))
     return Comparison(
         ours.model,
         ours.title,

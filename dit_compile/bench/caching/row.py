@@ -24,7 +24,7 @@ class Row:
         scores: of the images.
         drift: relative L2 error of the latents against the plain model's after each step.
         kept_bytes: of tensors that live from step to step.
-        first_call: seconds of the first generation; 0 where nothing is compiled.
+        first_call: seconds of the first generation; 0 in eager, as the two below.
         graph_breaks: places where Dynamo gave up a single graph.
         recompiles: compilations after the first generation.
     """
@@ -42,9 +42,9 @@ class Row:
     scores: ImageScores
     drift: Sequence[float]
     kept_bytes: int
-    first_call: float
-    graph_breaks: int
-    recompiles: int
+    first_call: float = 0.0
+    graph_breaks: int = 0
+    recompiles: int = 0
 
     @property
     def name(self) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 import torch
 
 from dit_compile.bench.caching.contenders import Contender, Subject, Uncached
 from dit_compile.bench.caching.generation import Footprint, weigh
+from dit_compile.bench.caching.processes import spawn, told_plainly
 from dit_compile.bench.caching.scores import ImageScores
 
 #: Operations and bytes are equal within this share, and scores within so much of their unit.
@@ -49,9 +49,12 @@ def try_all(
     contenders: Sequence[Contender], subject: Subject, seed: int
 ) -> Iterator[tuple[Contender, Future[Tried]]]:
     """Each of ``contenders`` with what will have come of it, in their order."""
-    told = (subject, seed, _weighed(Uncached(), subject, seed))
-    with ProcessPoolExecutor(torch.get_num_threads(), get_context("spawn"), _begin, told) as pool:
+    want = _weighed(Uncached(), subject, seed)
+    pool = spawn(torch.get_num_threads(), _begin, subject, seed, want)
+    try:
         yield from [(each, pool.submit(_try, each)) for each in contenders]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 #: Of a process that tries settings: the subject, the seed, and the plain model's generation.
@@ -64,6 +67,7 @@ def _begin(subject: Subject, seed: int, want: Footprint) -> None:
     torch.set_num_threads(1)
 
 
+@told_plainly
 def _try(contender: Contender) -> Tried:
     subject, seed, want = _told
     torch._dynamo.reset()

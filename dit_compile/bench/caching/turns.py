@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 
 import torch
 from torch import Tensor, nn
 
 from dit_compile.bench.caching.contenders import Contender, Subject
 from dit_compile.bench.caching.generation import Footprint, Generation, generate, weigh
+from dit_compile.bench.caching.processes import spawn, told_plainly
 from dit_compile.bench.caching.row import Row
 from dit_compile.bench.caching.scores import ImageScores
 from dit_compile.bench.results import turn_ratio
@@ -74,6 +74,7 @@ class Runner:
 _runner: Runner
 
 
+@told_plainly
 def _start(contender: Contender, subject: Subject, threads: int) -> list[str]:
     """Make this process a contender's, and return the forms that it has."""
     global _runner
@@ -82,10 +83,12 @@ def _start(contender: Contender, subject: Subject, threads: int) -> list[str]:
     return list(_runner.models)
 
 
+@told_plainly
 def _weigh(seed: int) -> Footprint:
     return _runner.weigh(seed)
 
 
+@told_plainly
 def _generate(form: str, seed: int) -> tuple[Generation, Compilations]:
     return _runner.generate(form, seed)
 
@@ -121,7 +124,7 @@ class Player:
     @classmethod
     def ready(cls, contender: Contender, subject: Subject, seed: int, first_seed: int) -> Player:
         """Start, count a generation of ``seed``, compile, and run ``first_seed`` once."""
-        pool = ProcessPoolExecutor(1, get_context("spawn"))
+        pool = spawn(1)
         try:
             threads = torch.get_num_threads()
             forms = pool.submit(_start, contender, subject, threads).result()
@@ -162,13 +165,15 @@ class Player:
             scores=scores,
             drift=list(drift),
             kept_bytes=self.weighed.kept_bytes,
-            first_call=self.first.seconds,
-            graph_breaks=self.compiled.graph_breaks,
-            recompiles=max(
+        )
+        compilation = {
+            "first_call": self.first.seconds,
+            "graph_breaks": sum(each.graph_breaks for each in (self.compiled, *self.late)),
+            "recompiles": max(
                 sum(each.dynamo_graphs for each in self.late),
                 sum(each.inductor_calls for each in self.late),
             ),
-        )
+        }
         for form, seconds in self.seconds.items():
             ratio, interval = turn_ratio(base, seconds[: len(base)])
             yield measured(
@@ -177,4 +182,5 @@ class Player:
                 seconds=statistics.median(seconds) / len(self.subject.labels),
                 speed_up=ratio,
                 speed_up_interval=interval,
+                **(compilation if form == COMPILED else {}),
             )

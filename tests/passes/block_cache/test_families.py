@@ -10,6 +10,8 @@ import torch
 from dit_compile.ir.program import MAIN, InputKind, OutputKind, Program, placeholders
 from dit_compile.ir.verifier import Verifier
 from dit_compile.passes.block_cache.policies import POLICIES
+from dit_compile.passes.block_cache.pyramid import Pyramid
+from dit_compile.passes.block_cache.sites import Candidates
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.reference import run_reference
 from tests import zoo
@@ -106,6 +108,19 @@ def test_a_span_takes_all_work_of_its_blocks_away(family: str) -> None:
     assert left["aten.linear"] < 10
     states = {spec.path for spec in after.of_kind(InputKind.STATE)}
     assert len(states) == 1, "only the latent's stream is used after the last block"
+
+
+def test_attention_over_frames_is_told_from_attention_inside_of_one() -> None:
+    """Latte has a block of each in turns; only those inside of a frame attend to text."""
+    program = captured("latte")[0].copy()
+    Pipeline.parse("remove-noops,eliminate-common").run(program)
+    groups = {site.path: site.group for site in Pyramid(mlp=2).sites(Candidates(program))}
+    stacks = {"transformer_blocks": "spatial", "temporal_transformer_blocks": "temporal"}
+    for path, group in groups.items():
+        stack, _, branch = path.split(".", 2)
+        kinds = {"attn1": stacks[stack], "attn2": "cross", "ff": "mlp"}
+        assert group == kinds[branch], path
+    assert {"spatial", "temporal", "cross", "mlp"} == set(groups.values())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,16 @@ def test_differences_begin_where_values_are_known_from(
         assert found == pytest.approx(want, rel=1e-9, abs=1e-9), "not one of them is left out"
     if known_from >= computed[-1].index:
         assert found == pytest.approx(late, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("warmup", "first"), [(1, 0), (2, 0), (3, 1), (5, 3)])
+def test_taylorseer_begins_at_the_last_step_but_one_of_the_warm_up(warmup: int, first: int) -> None:
+    policy = Taylor(order=4, warmup_steps=warmup)
+    computed = [Step(i, None, False) for i in range(4, -1, -1)]
+    row = policy.coefficients(Step(6, None, False), computed)
+    assert [bool(factor) for factor in row] == [each.index >= first for each in computed]
+    same = replace(policy, known_from=first).coefficients(Step(6, None, False), computed)
+    assert row == same
 
 
 @given(histories(), st.lists(st.floats(-2, 2), min_size=4, max_size=4))

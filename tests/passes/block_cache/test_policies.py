@@ -166,6 +166,7 @@ class TestMask:
     def test_text_number_and_files_say_the_same(self, tmp_path: Path) -> None:
         plain = Mask(mask="1101")
         assert Mask(mask=1101) == plain
+        assert Mask(mask="11 0 1") == Mask(mask="[1, 1, 0, 1]") == plain, "as cache-dit has them"
         (tmp_path / "list.json").write_text("[1, 1, 0, 1]")
         assert Mask(mask=str(tmp_path / "list.json")) == plain
         (tmp_path / "types.json").write_text(json.dumps({"attn1": [1, 0], "ff": [1, 1]}))
