@@ -11,7 +11,7 @@ from typing import Any
 
 from dit_compile.errors import DitcWarning
 from dit_compile.ir.interface import Input, InputKind
-from dit_compile.ir.schedule import Done, Policy, Schedule, Step
+from dit_compile.ir.schedule import Done, Schedule, Step
 from dit_compile.runtime.generation import Lane
 
 #: Why the first step of a generation reuses nothing.
@@ -101,34 +101,34 @@ class States:
     def record(self, lane: Lane, done: Done) -> None:
         """Count a step, and remember it for the policy."""
         lane.past.append(done)
-        policy = self._schedule.policy
-        if policy is not None and len(self._schedule.variants) > 1 and done.step.last:
-            self._question(policy, lane)
+        if len(self._schedule.variants) > 1 and done.step.last:
+            self._question(lane)
         if done.computed.issuperset(self._schedule.groups):
             lane.served["computed"] += 1
         else:
             lane.served["forecast" if self._forecasts else "reused"] += 1
 
-    def _question(self, policy: Policy, lane: Lane) -> None:
+    def _question(self, lane: Lane) -> None:
         """Say once if a whole generation went by in which the policy decided nothing."""
-        past = lane.past
-        asked = [done for i, done in enumerate(past) if self._is_open(done.step, past[:i])]
-        asked = asked or past[1:]
+        past, policy = lane.past, self._schedule.policy
+        opened = [done for i, done in enumerate(past) if self._is_open(done.step, past[:i])]
+        asked = opened or past
         if self._questioned or len(asked) < _ENOUGH_STEPS or lane.why.keys() - {_FIRST}:
             return
         changes = [done.step.change for done in asked if done.step.change is not None]
+        if policy is not None and policy.dynamic and not changes:
+            return  # the other call of guidance is asked
         if all(done.computed.issuperset(self._schedule.groups) for done in asked):
             smallest = f" (smallest change {min(changes):.3g})" if changes else ""
             said = f"reused nothing{smallest}; allow more change"
-        elif changes and not any(done.computed for done in asked):
+        elif changes and sum(bool(done.computed) for done in asked) <= (not opened):
             largest = f"(largest change {max(changes):.3g})"
             said = f"reused every step that was in question {largest}; allow less change"
         else:
             return
         self._questioned = True
         warnings.warn(
-            f"ditc: in {len(past)} steps {policy.describe()} {said}, or let ditc.calibrate choose "
-            "how much",
+            f"ditc: in {len(past)} steps the cache {said}, or let ditc.calibrate choose how much",
             DitcWarning,
             stacklevel=2,
         )

@@ -214,7 +214,7 @@ RATIOS = f"ratios=[{','.join(['0.99'] * 20)}]"
         (
             "first-block,residual-diff-threshold=1e6,max-warmup-steps=3,"
             "max-continuous-cached-steps=2",
-            r"in 20 steps first-block\{.* reused every step that was in question",
+            "in 20 steps the cache reused every step that was in question",
         ),
         (f"magnitude,retention=0,threshold=1e-9,{RATIOS}", "reused nothing; allow more change"),
     ],
@@ -231,7 +231,7 @@ def test_a_policy_that_decides_nothing_says_so(method: str, message: str) -> Non
 
 
 def test_a_policy_that_decides_something_says_nothing() -> None:
-    fast = cached("method=first-block,residual-diff-threshold=3.0,max-continuous-cached-steps=2")
+    fast = cached("method=first-block,residual-diff-threshold=0.9,max-continuous-cached-steps=2")
     times = [float(t) for t in range(100, 0, -5)]
     with warnings.catch_warnings(), ditc.session(fast, timesteps=times) as session:
         warnings.simplefilter("error", DitcWarning)
@@ -274,7 +274,8 @@ def test_a_step_reads_one_number_beside_its_timestep(monkeypatch: pytest.MonkeyP
             patched.setattr(torch.Tensor, name, counting(name))
         with ditc.session(fast, timesteps=TIMES):
             run(fast, loop)
-    assert read == {"tolist": len(TIMES), "__float__": len(TIMES) - 1}
+    ahead = 2  # once in a generation, for the rows of all steps
+    assert read == {"tolist": len(TIMES) + ahead, "__float__": len(TIMES) - 1}
 
 
 def test_what_was_forecast_is_counted() -> None:

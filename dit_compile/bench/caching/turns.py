@@ -166,21 +166,22 @@ class Player:
             drift=list(drift),
             kept_bytes=self.weighed.kept_bytes,
         )
-        compilation = {
-            "first_call": self.first.seconds,
-            "graph_breaks": sum(each.graph_breaks for each in (self.compiled, *self.late)),
-            "recompiles": max(
+        compiled = partial(
+            measured,
+            first_call=self.first.seconds,
+            graph_breaks=sum(each.graph_breaks for each in (self.compiled, *self.late)),
+            recompiles=max(
                 sum(each.dynamo_graphs for each in self.late),
                 sum(each.inductor_calls for each in self.late),
             ),
-        }
+        )
         for form, seconds in self.seconds.items():
             ratio, interval = turn_ratio(base, seconds[: len(base)])
-            yield measured(
+            row = compiled if form == COMPILED else measured
+            yield row(
                 form=form,
                 turns=seconds,
                 seconds=statistics.median(seconds) / len(self.subject.labels),
                 speed_up=ratio,
                 speed_up_interval=interval,
-                **(compilation if form == COMPILED else {}),
             )
