@@ -116,7 +116,7 @@ def _rows(options: ExportBenchOptions, folder: str, progress: Progress) -> Itera
     sampled = Sampled(**run("sample", *ways))
     base = sampled.seconds[PLAIN]
     for way, seconds in sampled.seconds.items():
-        speedup, interval = generation_ratio(base, seconds)
+        speedup, interval = generation_ratio(base, seconds, sampled.computed[way])
         mean = sum(seconds) / len(seconds)
         yield Row(way, wrote[way], opened[way], mapped.get(way), mean, speedup, interval)
 

@@ -83,9 +83,13 @@ class Opened:
 
 @dataclass
 class Sampled:
-    """Seconds of each step of a generation, by way; equal places ran next to each other."""
+    """Of each step of a generation, by way: its seconds, and whether it was computed in full.
+
+    Equal places ran next to each other.
+    """
 
     seconds: dict[str, list[float]]
+    computed: dict[str, list[bool]]
 
 
 def write(job: ExportJob) -> Wrote:
@@ -145,16 +149,21 @@ def sample(job: ExportJob) -> Sampled:
     for step, _ in opened.values():
         step(inputs)  # the first call of all lays out memory
     seconds: dict[str, list[float]] = {way: [] for way in job.ways}
+    computed: dict[str, list[bool]] = {way: [] for way in job.ways}
     with ExitStack() as stack:
-        for _, loaded in opened.values():
-            if loaded is not None:
-                stack.enter_context(session(loaded, timesteps=clock))
+        sessions = {
+            way: stack.enter_context(session(loaded, timesteps=clock))
+            for way, (_, loaded) in opened.items()
+            if loaded is not None
+        }
         for now in clock:
             for way, (step, _) in opened.items():
                 started = time.perf_counter()
                 step(_at(inputs, now))
                 seconds[way].append(time.perf_counter() - started)
-    return Sampled(seconds)
+                done = sessions[way].summary()["computed"] if way in sessions else len(clock)
+                computed[way].append(done > sum(computed[way]))
+    return Sampled(seconds, computed)
 
 
 def _open(job: ExportJob, way: str) -> tuple[Step, LoadedProgram | None]:

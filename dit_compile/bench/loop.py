@@ -100,7 +100,7 @@ def _rows(model: str, options: LoopBenchOptions) -> Iterator[Row]:
     found = LoopedAll({way: Looped(**one) for way, one in done["ways"].items()}, done["recompiles"])
     base = found.ways[BASE]
     for way, one in found.ways.items():
-        speedup, interval = generation_ratio(base.seconds, one.seconds)
+        speedup, interval = generation_ratio(base.seconds, one.seconds, one.graphs)
         yield Row(
             model,
             way,

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from dit_compile.analysis.step_cost import step_cost
 from dit_compile.bench.ways import with_ditc
 from dit_compile.bench.worker import Job, set_up, stepper
-from dit_compile.explanation import explain
+from dit_compile.calibration.meter import Meter
 from dit_compile.ir.program import InputKind, Program, placeholders
 from dit_compile.quality.compilations import Compilations
 from dit_compile.runtime.session import Session, session
+from dit_compile.runtime.watch import watching
 
 
 @dataclass
@@ -27,13 +27,15 @@ class Looped:
 
     Attributes:
         seconds: of each step, by generation one after the other.
-        flops: operations of a step, averaged over the generation.
+        graphs: that served these steps.
+        flops: operations of a step, averaged over them.
         computed: steps of the last generation that were computed in full.
         variants: graphs that can serve a step.
         state_bytes: kept from step to step, for each lane.
     """
 
     seconds: list[float] = field(default_factory=list)
+    graphs: list[str] = field(default_factory=list)
     flops: float = 0.0
     computed: int = 0
     variants: int = 0
@@ -51,52 +53,49 @@ class LoopedAll:
 def measure(job: Job) -> LoopedAll:
     """Run ``job.repeats`` generations of each pipeline in ``job.ways``; they take turns."""
     case, model, inputs, clock = set_up(job)
-    found = {way: Looped() for way in job.ways}
-    example = {**inputs, "timestep": clock[0].expand(job.batch), "return_dict": False}
     steps = {way: stepper(with_ditc(model, passes=way), case, inputs, job) for way in job.ways}
     late = Compilations()
     with torch.no_grad():
-        generation(steps, clock)  # compiles, and lays out memory
+        generation(steps, clock, *_unused(steps))  # compiles, and lays out memory
+        seconds, meters = _unused(steps)
         with late:
             for _ in range(job.repeats):
-                sessions = generation(steps, clock, found)
-        for way, one in found.items():
-            program = explain(model, (), example, passes=way, numerics=False).program
-            one.computed = sessions[way].summary()["computed"]
-            one.flops = _flops(program, job.steps, one.computed)
-            one.variants = max(1, len(program.schedule.variants))
-            one.state_bytes = _state_bytes(program)
+                sessions = generation(steps, clock, seconds, meters)
+    found = {}
+    for way, meter in meters.items():
+        program = meter.program
+        assert program is not None
+        found[way] = Looped(
+            seconds[way],
+            meter.graphs,
+            meter.flops / len(meter.graphs),
+            sessions[way].summary()["computed"],
+            max(1, len(program.schedule.variants)),
+            _state_bytes(program),
+        )
     return LoopedAll(found, max(late.dynamo_graphs, late.inductor_calls))
 
 
 def generation(
     steps: dict[str, Callable[[torch.Tensor], torch.Tensor]],
     clock: torch.Tensor,
-    found: dict[str, Looped] | None = None,
+    seconds: dict[str, list[float]],
+    meters: dict[str, Meter],
 ) -> dict[str, Session]:
-    """One generation of each way, step by step in turns; seconds are added to ``found``."""
+    """One generation of each way, step by step in turns, timed and metered."""
     with ExitStack() as stack:
         sessions = {way: stack.enter_context(session(timesteps=clock)) for way in steps}
         for now in clock:
             for way, step in steps.items():
-                with sessions[way]:
+                with sessions[way], watching(meters[way]):
                     started = time.perf_counter()
                     step(now)
-                    took = time.perf_counter() - started
-                if found is not None:
-                    found[way].seconds.append(took)
+                    seconds[way].append(time.perf_counter() - started)
     return sessions
 
 
-def _flops(program: Program, steps: int, computed: int) -> float:
-    """Operations of a step: by the schedule, or by what was decided while it ran."""
-    cost, schedule = step_cost(program, steps), program.schedule
-    if cost.computed is not None:
-        return cost.flops
-    always = sum(cost.graphs[name].flops for name in (schedule.probe, schedule.judge) if name)
-    full = cost.graphs[schedule.full].flops
-    reused = min(cost.graphs[name].flops for _, name in schedule.variants)
-    return always + (full * computed + reused * (steps - computed)) / steps
+def _unused(ways: Iterable[str]) -> tuple[dict[str, list[float]], dict[str, Meter]]:
+    return {way: [] for way in ways}, {way: Meter() for way in ways}
 
 
 def _state_bytes(program: Program) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -86,11 +86,20 @@ def turn_ratio(base: Sequence[float], own: Sequence[float]) -> tuple[float, tupl
 
 
 def generation_ratio(
-    base: Sequence[float], own: Sequence[float]
+    base: Sequence[float], own: Sequence[float], kinds: Sequence[Hashable]
 ) -> tuple[float, tuple[float, float]]:
-    """The ratio of the times of two generations whose steps took turns, and its 95 % interval."""
+    """The ratio of the times of generations whose steps took turns, and its 95 % interval.
+
+    Args:
+        base: seconds of each step of what is compared to.
+        own: the same of what is compared.
+        kinds: what did each step there, such as a graph's name: which steps are computed and which
+            are reused is no chance.
+    """
     theirs, ours = torch.tensor(base), torch.tensor(own)
-    interval = bootstrap(len(base), lambda at: float(theirs[at].sum() / ours[at].sum()))
+    interval = bootstrap(
+        len(base), lambda at: float(theirs[at].sum() / ours[at].sum()), kinds=kinds
+    )
     return float(theirs.sum() / ours.sum()), interval
 
 

@@ -123,6 +123,7 @@ def search(
     reference = run.outcome(exact)
     if budget.min_psnr is not None and (misfit := scale.misfit(reference.samples)):
         warnings.warn(f"ditc: PSNR may mean little: {misfit}", DitcWarning, stacklevel=3)
+    run.record(starts)
     curve = [_trial(exact, reference, reference, scale)]
     tried = {curve[0].passes: exact}
     for ladder in ladders:

@@ -86,6 +86,7 @@ def calibrate(
         steps=run.steps,
         weights={normalize_path(path): Weight.of(tensor) for path, tensor in tensors.items()},
         curve=curve,
+        depths=run.depths,
         measured=run.measured,
         made_with={"ditc": dit_compile.__version__, "torch": torch.__version__},
     )

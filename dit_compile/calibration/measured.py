@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -26,3 +26,9 @@ class Measured:
     def steps(self) -> int:
         """Steps of the generation."""
         return max((len(rows) for rows in self.ratios.values()), default=0)
+
+    def only(self, keep: Callable[[str], bool]) -> Measured:
+        """What was measured of some of the groups."""
+        changes = {group: rows for group, rows in self.changes.items() if keep(group)}
+        ratios = {group: rows for group, rows in self.ratios.items() if keep(group)}
+        return Measured(self.times, changes, ratios)

@@ -16,6 +16,7 @@ from rich.console import Console
 from typing_extensions import Self
 
 from dit_compile.calibration.curve import curve_table, save_curve
+from dit_compile.calibration.depth import Depths, depths_of
 from dit_compile.calibration.fitting import fit
 from dit_compile.calibration.measured import Measured
 from dit_compile.calibration.measurements import Measurements, digest, pack, unpack
@@ -84,6 +85,7 @@ class Plan:
         passes: the text of the pipeline, with all that calibration found.
         steps: steps of the calibrated generations.
         weights: what is known of the model's weights, by path.
+        depths: how deep the model's graphs were that ran; empty if nothing had to run.
         curve: what was tried, if a budget was given.
         made_with: versions of ditc and torch.
         measured: what calibration recorded, by the text of the pipeline that recorded it; empty if
@@ -96,6 +98,7 @@ class Plan:
     curve: Sequence[Trial] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
     measured: Measurements = field(default_factory=dict)
+    depths: Sequence[Depths] = ()
 
     def fitted(self, passes: str) -> Self:
         """The Plan for another pipeline, from what was recorded: nothing is sampled.
@@ -197,7 +200,7 @@ class Plan:
         """Raise if the Plan was made for another structure than that of a captured Program.
 
         Raises:
-            PlanError: naming the first weight that differs.
+            PlanError: naming the first weight or list of modules that differs.
         """
         for node in placeholders(captured.main):
             spec = captured.inputs[str(node.target)]
@@ -208,9 +211,10 @@ class Plan:
                 misfit = f"it knows no weight {spec.path}"
                 if known is not None:
                     misfit = f"{spec.path} is {list(shape)}, not {list(known.shape)}"
-                raise PlanError(
-                    f"the plan was made for another model: {misfit}; calibrate this one"
-                )
+                raise _another(misfit)
+        depths = depths_of(captured)
+        if self.depths and depths not in self.depths:
+            raise _another(_misfit(depths, self.depths))
 
     def strange(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
         """Paths of the weights that have other values than when the Plan was made."""
@@ -219,6 +223,26 @@ class Plan:
             for path, tensor in tensors.items()
             if path in self.weights and not Weight.of(tensor).alike(self.weights[path])
         ]
+
+
+def _another(misfit: str) -> PlanError:
+    return PlanError(
+        f"the plan was made for another model: {misfit}; calibrate this one, as it is sampled"
+    )
+
+
+def _misfit(depths: Depths, known: Sequence[Depths]) -> str:
+    """The first list of modules that is not as deep as in the likest of the known graphs."""
+    likest = min(known, key=lambda each: len(dict(depths).items() ^ dict(each).items()))
+    for path in {**likest, **depths}:
+        if likest.get(path) != depths.get(path):
+            there, here = (_last(path, each) for each in (likest, depths))
+            return f"{path} ends with {there} there and with {here} here"
+    raise AssertionError("the depths are known")  # pragma: no cover
+
+
+def _last(path: str, depths: Depths) -> str:
+    return f"number {depths[path]}" if path in depths else "none"
 
 
 def _beside(folder: Path, data: dict[str, Any]) -> Measurements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ from rich.progress import Progress
 from torch import nn
 from torch._C._dynamo.eval_frame import reset_code
 
-from dit_compile.analysis.cost import CostValue
-from dit_compile.analysis.step_cost import step_cost
-from dit_compile.calibration.fitting import fit
+from dit_compile.calibration.depth import Depths, depths_of
+from dit_compile.calibration.fitting import fit, record_together
 from dit_compile.calibration.measured import Measured
+from dit_compile.calibration.meter import Meter
 from dit_compile.calibration.recorder import Recorder
 from dit_compile.errors import OptionError, PlanError
 from dit_compile.ir.program import Program
@@ -78,6 +79,8 @@ class Runs:
         self.measured: dict[str, Measured] = {}
         #: Steps of a generation, once one has run.
         self.steps = 0
+        #: How deep the graphs were that ran.
+        self.depths: list[Depths] = []
 
     def fit(self, pipeline: Pipeline) -> Pipeline:
         """The pipeline with all that its passes must be told, one after the other in its order.
@@ -87,17 +90,28 @@ class Runs:
         """
         return fit(pipeline, self._measured)
 
+    def record(self, pipelines: Sequence[Pipeline]) -> None:
+        """Record in as few runs as possible what several pipelines must be told.
+
+        Raises:
+            PlanError: the model was not called, or has nothing to record.
+        """
+        self.measured |= record_together(pipelines, functools.cache(self._recorded))
+
     def _measured(self, recording: Pipeline) -> Measured:
         """What sampling with a recording pipeline tells; sampled once for each."""
         if str(recording) not in self.measured:
-            recorder = Recorder(_DISTANCES)
-            with self._compiled(recording), watching(recorder):
-                self._samples("recording", self._seeds)
-            if not recorder.steps:
-                raise PlanError(f"{recording} found nothing to record; ditc.explain says why")
-            self.steps = recorder.steps
-            self.measured[str(recording)] = recorder.measured()
+            self.measured[str(recording)] = self._recorded(recording)
         return self.measured[str(recording)]
+
+    def _recorded(self, recording: Pipeline) -> Measured:
+        recorder = Recorder(_DISTANCES)
+        with self._compiled(recording), watching(recorder):
+            self._samples("recording", self._seeds)
+        if not recorder.steps:
+            raise PlanError(f"{recording} found nothing to record; ditc.explain says why")
+        self.steps = recorder.steps
+        return recorder.measured()
 
     def plain(self) -> list[torch.Tensor]:
         """The samples of each seed by the model itself."""
@@ -105,7 +119,7 @@ class Runs:
 
     def outcome(self, pipeline: Pipeline, *, timed: bool = True) -> Outcome:
         """Sample with a pipeline that is calibrated; unless ``timed``, compilation counts too."""
-        meter, name = _Meter(), str(pipeline.passes[-1]) if pipeline.passes else "uncached"
+        meter, name = Meter(), str(pipeline.passes[-1]) if pipeline.passes else "uncached"
         with self._compiled(pipeline):
             if timed:
                 self._samples(f"compiling for {name}", self._seeds[:1])
@@ -150,9 +164,14 @@ class Runs:
             calls += 1
             return fast(*args, **kwargs)
 
+        def look(program: Program, served: Served) -> None:
+            if (depths := depths_of(program)) not in self.depths:
+                self.depths.append(depths)
+
         before, self._model._compiled_call_impl = self._model._compiled_call_impl, call
         try:
-            yield
+            with watching(look):
+                yield
         finally:
             self._model._compiled_call_impl = before
             for code in _codes(self._model):
@@ -176,22 +195,3 @@ def _codes(model: nn.Module) -> Iterator[CodeType]:
         if isinstance(code := getattr(function, "__code__", None), CodeType):
             yield code
         function = getattr(function, "__wrapped__", None)
-
-
-class _Meter:
-    """Adds up the operations of the steps that it watches."""
-
-    def __init__(self) -> None:
-        self.flops = 0.0
-        self.steps = 0
-        self.program: Program | None = None
-        self._costs: dict[int, Mapping[str, CostValue]] = {}
-
-    def __call__(self, program: Program, served: Served) -> None:
-        if id(program) not in self._costs:
-            self._costs[id(program)] = step_cost(program).graphs
-        self.program = program
-        schedule, costs = program.schedule, self._costs[id(program)]
-        ran = filter(None, (served.graph, schedule.probe, schedule.judge))
-        self.flops += sum(costs[name].flops for name in ran)
-        self.steps = max(self.steps, served.step.index + 1)

@@ -41,8 +41,8 @@ def capture_module(
 ) -> Program:
     """Export ``model`` on example arguments and turn it into a Program.
 
-    The Program's inputs are the weights, whose values are its ``constants``, and the tensors among
-    the arguments, flattened in order.
+    The Program's inputs are the weights that are used, whose values are its ``constants``, and the
+    tensors among the arguments, flattened in order.
 
     Args:
         model: the module; its training mode is left as it is.
@@ -71,18 +71,21 @@ def capture_module(
     by_name = {node.name: node for node in placeholders(module.graph)}
     described: list[tuple[InputKind, str]] = []
     constants: dict[str, torch.Tensor] = {}
+    mutated = [str(spec.target) for spec in signature.output_specs if spec.kind in _WRITES]
     for spec in signature.input_specs:
         if not isinstance(spec.arg, TensorArgument | SymIntArgument | SymFloatArgument):
             module.graph.erase_node(by_name[spec.arg.name])  # a Python value, baked by the export
             continue
         if spec.kind not in _KINDS:
             raise CaptureError(f"input {spec.arg.name!r} of kind {spec.kind.name} is not supported")
-        path = spec.target or spec.arg.name
+        path, node = spec.target or spec.arg.name, by_name[spec.arg.name]
+        if _KINDS[spec.kind] is InputKind.WEIGHT and not node.users and path not in mutated:
+            module.graph.erase_node(node)  # of a module that nothing calls
+            continue
         described.append((_KINDS[spec.kind], path))
         if _KINDS[spec.kind] is InputKind.WEIGHT:
             known = exported.constants.get(path)
             constants[path] = exported.state_dict[path] if known is None else known
-    mutated = [str(spec.target) for spec in signature.output_specs if spec.kind in _WRITES]
     return build_program(
         module, described, mutated, _fake_mode(module), constants=constants, training=training
     )

@@ -53,9 +53,13 @@ class Pass:
         """What calibration must record before it can run; empty if nothing."""
         return ""
 
-    def recorder(self) -> Pass:
-        """The pass that runs in its place while calibration records."""
+    def recorder(self, also: Sequence[Pass] = ()) -> Pass:
+        """The pass that runs in its place while calibration records, for others with it."""
         return self
+
+    def own(self, measured: Measured) -> Measured:
+        """What this pass must be told, of what a recorder for several measured."""
+        return measured
 
     def fitted(self, measured: Measured) -> Self:
         """This pass with what calibration measured through its :meth:`recorder`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,12 @@ Statistic = Callable[[Tensor], float]
 
 
 def bootstrap(
-    count: int, statistic: Statistic, *, draws: int = 2000, confidence: float = 0.95
+    count: int,
+    statistic: Statistic,
+    *,
+    kinds: Sequence[Hashable] | None = None,
+    draws: int = 2000,
+    confidence: float = 0.95,
 ) -> tuple[float, float]:
     """The percentile interval of a statistic (Efron, 1979).
 
@@ -23,6 +28,8 @@ def bootstrap(
     Args:
         count: number of samples.
         statistic: computes the number from the samples at given places, with repetition.
+        kinds: of each sample, where there are several: each draw has as many of each kind as there
+            are.
         draws: how often samples are drawn.
         confidence: share of the draws that lie in the interval.
 
@@ -38,8 +45,14 @@ def bootstrap(
             f"not {count}, {draws} and {confidence}"
         )
     generator = torch.Generator().manual_seed(0)
-    values = sorted(
-        statistic(torch.randint(count, (count,), generator=generator)) for _ in range(draws)
-    )
+    places: dict[Hashable, list[int]] = {}
+    for place, kind in enumerate(kinds or [None] * count):
+        places.setdefault(kind, []).append(place)
+    strata = [torch.tensor(each) for each in places.values()]
+
+    def drawn(stratum: Tensor) -> Tensor:
+        return stratum[torch.randint(len(stratum), (len(stratum),), generator=generator)]
+
+    values = sorted(statistic(torch.cat([drawn(each) for each in strata])) for _ in range(draws))
     outside = (1 - confidence) / 2
     return values[math.floor(outside * draws)], values[math.ceil((1 - outside) * draws) - 1]

@@ -35,7 +35,6 @@ from dit_compile.pipeline.rewriter import Rewriter
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
-
 _NO_BLOCKS = "no repeated blocks with residual branches were found, so nothing is cached"
 
 
@@ -111,9 +110,15 @@ class InsertBlockCache(Pass):
         """What its policy must be told by calibration first."""
         return self.policy.uncalibrated
 
-    def recorder(self) -> Self:
-        """This pass with a policy that records what its own must be told."""
-        return dataclasses.replace(self, policy=Record(scope=self.uncalibrated))
+    def recorder(self, also: Sequence[Pass] = ()) -> Self:
+        """This pass with a policy that records what its own must be told, and those of others."""
+        same = all(other.uncalibrated == self.uncalibrated for other in also)
+        scope = self.uncalibrated if same else "all"
+        return dataclasses.replace(self, policy=Record(scope=scope))
+
+    def own(self, measured: Measured) -> Measured:
+        """The branches or the span, whichever its policy must be told."""
+        return Record(scope=self.uncalibrated).of(measured)
 
     def fitted(self, measured: Measured) -> Self:
         """This pass with what calibration measured."""

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from dit_compile.calibration.measured import Measured
 from dit_compile.ir.schedule import Done, Row, Step
 from dit_compile.passes.block_cache.policy import CachePolicy
 
 if TYPE_CHECKING:
     from dit_compile.passes.block_cache.sites import Candidates, Site
+
+#: The group of the residual of all blocks.
+_BLOCKS = "blocks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +22,8 @@ class Record(CachePolicy):
     """Return the values of all sites as state at every step, for calibration to look at.
 
     Attributes:
-        scope: ``branch`` for every branch's output, in groups by type, or ``span`` for the residual
-            of all blocks.
+        scope: ``branch`` for every branch's output, in groups by type; ``span`` for the residual
+            of all blocks; ``all`` for both.
     """
 
     method: ClassVar[str] = "record"
@@ -27,13 +31,18 @@ class Record(CachePolicy):
     scope: str = "branch"
 
     def __post_init__(self) -> None:
-        self.one_of("scope", ("branch", "span"))
+        self.one_of("scope", ("branch", "span", "all"))
 
     def sites(self, found: Candidates) -> Sequence[Site]:
-        """Every branch, or all blocks as one span."""
-        if self.scope == "branch":
-            return found.branches(lambda branch: branch.kind)
-        return [found.span(0, len(found.blocks), "blocks")]
+        """Every branch, all blocks as one span, or both."""
+        branches = found.branches(lambda branch: branch.kind) if self.scope != "span" else []
+        span = [found.span(0, len(found.blocks), _BLOCKS)] if self.scope != "branch" else []
+        return [*branches, *span]
+
+    def of(self, measured: Measured) -> Measured:
+        """What is of this scope in the measurements of ``all``."""
+        spans = self.scope == "span"
+        return measured.only(lambda group: (group == _BLOCKS) == spans)
 
     def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
         """Always."""

@@ -50,7 +50,9 @@ def test_the_interval_of_a_median() -> None:
 
 
 def test_the_ratio_is_of_whole_generations() -> None:
-    ratio, (low, high) = generation_ratio([2.0] * 6, [3.0, 1.0, 1.0, 3.0, 1.0, 1.0])
+    own, kinds = [3.0, 1.0, 1.0, 3.0, 1.0, 1.0], ["full", "reuse", "reuse"] * 2
+    ratio, (low, high) = generation_ratio([2.0] * 6, own, ["step"] * 6)
     assert ratio == pytest.approx(1.2)
     assert low < 1.2 < high
-    assert generation_ratio([2.0] * 6, [1.0] * 6) == (2.0, (2.0, 2.0))
+    assert generation_ratio([2.0] * 6, own, kinds) == (ratio, (ratio, ratio))
+    assert generation_ratio([2.0] * 6, [1.0] * 6, kinds) == (2.0, (2.0, 2.0))

@@ -13,9 +13,11 @@ import torch
 from rich.progress import Progress
 
 import dit_compile as ditc
+from dit_compile.calibration import budget, runs
 from dit_compile.calibration.recorder import Recorder
 from dit_compile.calibration.runs import Runs
 from dit_compile.errors import DitcWarning, OptionError, PipelineError, PlanError
+from dit_compile.passes.block_cache.insert_block_cache import InsertBlockCache
 from dit_compile.passes.block_cache.smooth import Smooth
 from dit_compile.runtime.watch import watching
 from tests.runtime.loops import TIMES, Loop, Toy, label, run
@@ -137,6 +139,21 @@ class TestMeasurements:
         with pytest.raises(PlanError, match=r"no measurements by .*scope=span.* ditc.calibrate"):
             calibrated(toy).fitted(MAGNITUDE)
 
+    def test_a_search_over_methods_records_once(
+        self, toy: Toy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = []
+        monkeypatch.setattr(runs, "Recorder", lambda *how: made.append(how) or Recorder(*how))
+        monkeypatch.setattr(budget, "SEARCHED", (SMOOTH, MAGNITUDE))
+        monkeypatch.setattr(InsertBlockCache, "ladder", lambda item: [item])
+        plan = calibrated(toy, None, max_rel_l2=1.0)
+        assert len(made) == 1
+        for passes in (SMOOTH, MAGNITUDE):
+            alone = calibrated(toy, passes)
+            assert plan.fitted(passes).passes == alone.passes
+            assert plan.measured.items() >= alone.measured.items()
+        assert len(made) == 3
+
     def test_decisions_do_without_their_file(self, toy: Toy, tmp_path: Path) -> None:
         plan = calibrated(toy)
         path = plan.save(tmp_path / "toy.plan.json")
@@ -172,6 +189,66 @@ def test_a_plan_for_another_structure_is_an_error(toy: Toy) -> None:
     fast = torch.compile(Wider(), backend="ditc", options=EAGER | {"plan": plan})
     with pytest.raises(Exception, match="made for another model: it knows no weight more"):
         sampler(fast)(0)
+
+
+def test_a_plan_for_other_widths_is_an_error(toy: Toy) -> None:
+    plan = calibrated(toy)
+    toy.label = torch.nn.Embedding(7, toy.label.embedding_dim)
+    fast = torch.compile(toy, backend="ditc", options=EAGER | {"plan": plan})
+    misfit = r"label.weight is \[7, \d+\], not \[5, \d+\]"
+    with pytest.raises(Exception, match=f"made for another model: {misfit}; calibrate this one"):
+        sampler(fast)(0)
+
+
+class TestDepth:
+    """A model with fewer blocks has no weight that the plan does not know."""
+
+    SHORTER = "blocks ends with number 2 there and with number 1 here; calibrate this one"
+
+    def test_fewer_blocks_are_an_error(self, toy: Toy, tmp_path: Path) -> None:
+        plan = calibrated(toy)
+        path = plan.save(tmp_path / "toy.plan.json")
+        assert ditc.Plan.load(path) == plan
+        toy.blocks = toy.blocks[:2]
+        fast = torch.compile(toy, backend="ditc", options=EAGER | {"plan": path})
+        with pytest.raises(Exception, match=self.SHORTER):
+            sampler(fast)(0)
+        inputs = (torch.randn(1, 6, 8), torch.ones(1), label(1))
+        with pytest.raises(PlanError, match=self.SHORTER):
+            ditc.export(toy, inputs, {}, tmp_path / "bundle", plan=plan)
+
+    def test_a_whole_list_less_is_an_error(self, toy: Toy) -> None:
+        plan = calibrated(toy)
+        toy.blocks = torch.nn.ModuleList()
+        fast = torch.compile(toy, backend="ditc", options=EAGER | {"plan": plan})
+        with pytest.raises(Exception, match="blocks ends with number 2 there and with none here"):
+            sampler(fast)(0)
+
+    def test_lists_that_nothing_calls_do_not_count(self, toy: Toy, tmp_path: Path) -> None:
+        toy.spare = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+        plan = calibrated(toy)
+        inputs = (torch.randn(1, 6, 8), torch.ones(1), label(1))
+        manifest = ditc.export(toy, inputs, {}, tmp_path / "bundle", plan=plan)
+        assert manifest.pipeline == plan.passes
+
+    def test_each_graph_of_a_generation_has_its_own(self, toy: Toy) -> None:
+        """Skip-layer guidance leaves the last block out of every second call."""
+
+        @torch.no_grad()
+        def sample(seed: int, model: Any = toy) -> torch.Tensor:
+            x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(seed))
+            for t in TIMES:
+                time = torch.full((1,), t)
+                whole, less = model(x, time, label(1)), model(x, time, label(1), skip=[2])
+                x = x - 0.1 * (whole + 0.5 * (whole - less))
+            return x
+
+        how: dict[str, Any] = {"samples": 1, "options": EAGER, "progress": False}
+        plan = ditc.calibrate(sample, toy, passes=SMOOTH, **how)
+        assert sorted(depths["blocks"] for depths in plan.depths) == [1, 2]
+        fast = torch.compile(toy, backend="ditc", options=EAGER | {"plan": plan, "strict": True})
+        with ditc.session(fast, timesteps=TIMES):
+            assert sample(7, fast).isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore::dit_compile.errors.DitcWarning")

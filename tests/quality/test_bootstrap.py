@@ -38,6 +38,17 @@ def test_it_is_repeatable_and_grows_with_confidence() -> None:
     assert bootstrap(1, lambda at: float(at.sum())) == (0, 0)
 
 
+def test_each_draw_has_as_many_of_each_kind() -> None:
+    x = torch.tensor([1.0, 100.0, 1.0, 100.0, 1.0, 1.0])
+    kinds = ["low" if value == 1 else "high" for value in x.tolist()]
+    assert bootstrap(6, lambda at: float(x[at].sum()), kinds=kinds) == (204, 204)
+    low, high = bootstrap(6, lambda at: float(x[at].sum()))
+    assert low < 204 < high
+    spread = torch.tensor([1.0, 100.0, 2.0, 101.0, 3.0, 4.0])
+    low, high = bootstrap(6, lambda at: float(spread[at].sum()), kinds=kinds)
+    assert 204 <= low < float(spread.sum()) < high <= 218
+
+
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"draws": 0}, {"confidence": 1.0}])
 def test_nothing_to_draw_from(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="a bootstrap needs"):
