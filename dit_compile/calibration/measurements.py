@@ -23,7 +23,7 @@ def pack(measurements: Measurements) -> bytes:
 
     Its metadata's ``recordings`` lists the pipelines; of number i it holds ``i.times`` [steps],
     ``i.changes.<group>`` [steps, distances], not a number past the last step, and
-    ``i.ratios.<group>`` [steps].
+    ``i.ratios.<group>`` [steps] and ``i.products.<group>`` [steps, steps].
     """
     tensors: dict[str, np.ndarray] = {}
     for number, measured in enumerate(measurements.values()):
@@ -32,6 +32,8 @@ def pack(measurements: Measurements) -> bytes:
             tensors[f"{number}.changes.{group}"] = _square(rows)
         for group, ratios in measured.ratios.items():
             tensors[f"{number}.ratios.{group}"] = np.array(ratios, np.float64)
+        for group, products in measured.products.items():
+            tensors[f"{number}.products.{group}"] = np.array(products, np.float64)
     return save(tensors, {"recordings": json.dumps(list(measurements))})
 
 
@@ -82,4 +84,5 @@ def _measured(tensors: Mapping[str, np.ndarray], prefix: str) -> Measured:
             for group, rows in groups("changes").items()
         },
         {group: ratios.tolist() for group, ratios in groups("ratios").items()},
+        {group: products.tolist() for group, products in groups("products").items()},
     )

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from dit_compile.calibration.measured import Measured
+from dit_compile.calibration.measured import GUIDANCE, Measured
 from dit_compile.ir.program import Program
 from dit_compile.runtime.generation import Lane
 from dit_compile.runtime.steps import Served
@@ -28,12 +28,15 @@ class Recorder:
         self._recent: WeakKeyDictionary[Lane, deque[Values]] = WeakKeyDictionary()
         self._changes: dict[tuple[str, int, int], list[float]] = defaultdict(list)
         self._ratios: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self._products: dict[tuple[int, int], float] = defaultdict(float)
+        self._directions: WeakKeyDictionary[Lane, list[Values]] = WeakKeyDictionary()
         self._times: dict[int, float] = {}
         self.steps = 0
 
     def __call__(self, program: Program, served: Served) -> None:
         """Measure one step of one lane."""
-        groups, returned = dict(program.schedule.states), served.returned.named
+        groups = dict(program.schedule.states)
+        returned = {name: v for name, v in served.returned.named.items() if name in groups}
         index = served.step.index
         recent = self._recent.setdefault(served.lane, deque(maxlen=self._distances))
         self.steps = max(self.steps, index + 1)
@@ -47,6 +50,8 @@ class Recorder:
             ratio = _ratio(value, recent[-1][name]) if recent else 1.0
             self._ratios[groups[name], index].append(ratio)
         recent.append(returned)
+        if GUIDANCE in groups.values():
+            self._multiply(self._directions.setdefault(served.lane, []), returned)
 
     def measured(self) -> Measured:
         """The averages over sites, lanes and generations."""
@@ -56,7 +61,19 @@ class Recorder:
             times=[self._times[i] for i in range(self.steps)] if known else [],
             changes={group: self._rows(group) for group in groups},
             ratios={g: [_mean(self._ratios[g, i]) for i in range(self.steps)] for g in groups},
+            products={GUIDANCE: self._table()} if self._products else {},
         )
+
+    def _multiply(self, known: list[Values], new: Values) -> None:
+        """Add the products of a lane's latest directions with all of its directions."""
+        known.append({name: value.float() for name, value in new.items()})
+        for index, values in enumerate(known):
+            dots = (float((value * known[-1][name]).sum()) for name, value in values.items())
+            self._products[index, len(known) - 1] += sum(dots)
+
+    def _table(self) -> list[list[float]]:
+        steps = range(self.steps)
+        return [[self._products[min(i, j), max(i, j)] for j in steps] for i in steps]
 
     def _rows(self, group: str) -> list[list[float]]:
         return [

@@ -116,7 +116,7 @@ class States:
         if self._questioned or len(asked) < _ENOUGH_STEPS or lane.why.keys() - {_FIRST}:
             return
         changes = [done.step.change for done in asked if done.step.change is not None]
-        if policy is not None and policy.dynamic and not changes:
+        if self.missing(lane) or (policy is not None and policy.dynamic and not changes):
             return  # the other call of guidance is asked
         if all(done.computed.issuperset(self._schedule.groups) for done in asked):
             smallest = f" (smallest change {min(changes):.3g})" if changes else ""

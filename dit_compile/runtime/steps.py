@@ -71,9 +71,10 @@ class Steps:
         if schedule.probe:
             values.update(self._run(schedule.probe, values).named)
         name, computed = schedule.full, frozenset(schedule.groups)
-        doubt = place.doubt or self._states.missing(lane)
+        asked = bool(shared) or not schedule.critic
+        doubt = place.doubt or (self._states.missing(lane) if asked else "")
         self._states.note_length(step)
-        if schedule.stateful and not doubt and (shared or not schedule.critic):
+        if schedule.stateful and asked and not doubt:
             if schedule.judge:
                 step = replace(step, change=self._run(schedule.judge, values).measure)
             row, name = schedule.choose(schedule.row(step, lane.past))
@@ -82,11 +83,11 @@ class Steps:
         elif doubt:
             lane.why[doubt] += 1
         done = self._run(name, values)
-        measure = done.measure
         if shared and schedule.critic and name == schedule.full:
-            measure = self._run(schedule.critic, {**values, **done.named}).measure
-        if not math.isnan(measure):
-            step = replace(step, change=measure)
+            apart = self._run(schedule.critic, {**values, **done.named})
+            done = replace(done, named=done.named | apart.named, measure=apart.measure)
+        if not math.isnan(done.measure):
+            step = replace(step, change=done.measure)
         self._states.keep(lane, done.named)
         self._states.record(lane, Done(step, computed))
         return Served(lane, step, name, done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from dit_compile.ir.program import (
 from dit_compile.ir.purity import is_random
 from dit_compile.ir.schema import argument_names, given_arguments
 from dit_compile.passes.block_cache.angle import angle
-from dit_compile.passes.block_cache.insertion import drop_dead
+from dit_compile.passes.block_cache.direction import LeftOut, directions, forecasts
+from dit_compile.passes.block_cache.insertion import State, drop_dead, return_states
 from dit_compile.pipeline.rewriter import Rewriter
 
 HALF = "half"
@@ -34,34 +35,46 @@ HALF = "half"
 aten = torch.ops.aten
 
 
-def add_half(program: Program, rw: Rewriter, which: str) -> bool:
+def add_half(
+    program: Program, rw: Rewriter, which: str, *, depth: int = 0, records: bool = False
+) -> LeftOut | None:
     """Add a graph that computes one half of the batch, and returns it for both halves.
 
     The main graph then measures how far its two halves are apart, and this graph says that they
-    are not.
+    are not. Or the main graph keeps how they differ, and this graph forecasts that.
 
     Args:
         program: the Program.
         rw: its rewriter, to which a reason is told where there is no such graph.
         which: the half to compute, ``first`` or ``second``.
+        depth: how many differences are kept; none to measure.
+        records: keep differences alone, and add no graph.
 
     Returns:
-        Whether the graph was added.
+        What was added, or ``None``.
     """
     outputs = [n for n in output_args(program.main) if isinstance(n, fx.Node)]
     batch = tensor_of(outputs[0]).shape[0] if tensor_of(outputs[0]).dim() else 1
     if not isinstance(batch, int) or batch % 2:
         kind = f"of {batch}" if isinstance(batch, int) else "whose size is not fixed"
         rw.miss(outputs[0], f"a batch {kind} has no two halves")
-        return False
+        return None
     samples = find_samples(program, batch)
     if not _can_be_halved(program, rw, samples):
-        return False
+        return None
     rw.begin(outputs[0])
-    _add_graph(program, rw, samples, which)
-    rw.graph_name = MAIN
-    _return(program, MAIN, _distance(rw, outputs[0], samples))
-    return True
+    module, returned = copy_graph(program.graphs[MAIN]), program.outputs[MAIN]
+    states: list[State] = []
+    if depth:
+        states = directions(rw, outputs, depth, lambda i: _direction(rw, outputs[i], which))
+        return_states(program, MAIN, states)
+    else:
+        _return(program, MAIN, angle(rw, *_halves(rw, outputs[0])))
+    if not records:
+        program.graphs[HALF], program.outputs[HALF] = module, returned
+        rw.graph_name = HALF
+        _halve(program, rw, samples, which, states)
+    return LeftOut("" if records else HALF, states=states)
 
 
 def _can_be_halved(program: Program, rw: Rewriter, samples: Samples) -> bool:
@@ -89,13 +102,14 @@ def _tell(program: Program, rw: Rewriter, miss: Miss) -> None:
     rw.graph_name = MAIN
 
 
-def _add_graph(program: Program, rw: Rewriter, samples: Samples, which: str) -> None:
-    module = copy_graph(program.graphs[MAIN])
-    program.graphs[HALF], program.outputs[HALF] = module, program.outputs[MAIN]
-    rw.graph_name = HALF
+def _halve(
+    program: Program, rw: Rewriter, samples: Samples, which: str, states: Sequence[State]
+) -> None:
+    """Compute one half of the batch in the rewriter's current graph, a copy of the main one."""
+    graph = rw.graph
     dims = {node.name: dim for node, dim in samples.dims.items()}
-    halved = {node: dims[node.name] for node in module.graph.nodes if node.name in dims}
-    body = next(n for n in module.graph.nodes if n.op != "placeholder")
+    halved = {node: dims[node.name] for node in graph.nodes if node.name in dims}
+    body = next(n for n in graph.nodes if n.op != "placeholder")
     for node, dim in halved.items():
         if node.op != "placeholder":
             _resize(program, node, dim)
@@ -104,12 +118,19 @@ def _add_graph(program: Program, rw: Rewriter, samples: Samples, which: str) -> 
             part = _part(rw, node, dim, samples.batch, which, body)
             for user in users:
                 user.replace_input_with(node, part)
-    end = output_node(module.graph)
-    pairs = {node: _twice(rw, node, end) for node in dict.fromkeys(output_args(module.graph))}
-    end.args = (tuple(pairs[node] for node in output_args(module.graph)),)
-    device = tensor_of(output_args(module.graph)[0]).device
-    _return(program, HALF, _number(rw, 0.0, device, end))
-    drop_dead(program, module.graph)
+    end, computed = output_node(graph), output_args(graph)
+    left_out = computed
+    if states:
+        added = zip(computed, forecasts(program, rw, states, end), strict=True)
+        left_out = tuple(
+            rw.call(aten.sub.Tensor, one, direction, before=end, replaces=[one])
+            for one, direction in added
+        )
+    pairs = zip(computed, left_out, strict=True)
+    end.args = (tuple(_both(rw, *pair, which, end) for pair in pairs),)
+    if not states:
+        _return(program, HALF, _number(rw, 0.0, tensor_of(computed[0]).device, end))
+    drop_dead(program, graph)
 
 
 def _part(
@@ -123,8 +144,9 @@ def _part(
     )
 
 
-def _twice(rw: Rewriter, node: fx.Node, before: fx.Node) -> fx.Node:
-    return rw.call(aten.cat.default, [node, node], 0, before=before, replaces=[node])
+def _both(rw: Rewriter, one: fx.Node, other: fx.Node, which: str, before: fx.Node) -> fx.Node:
+    halves = [one, other] if which == "first" else [other, one]
+    return rw.call(aten.cat.default, halves, 0, before=before, replaces=[one])
 
 
 def _resize(program: Program, node: fx.Node, dim: int) -> None:
@@ -165,22 +187,23 @@ def _set_argument(node: fx.Node, name: str, value: Any) -> None:
         node.update_arg(argument_names(node).index(name), value)
 
 
-def _distance(rw: Rewriter, result: fx.Node, samples: Samples) -> fx.Node:
-    """How far the two halves are apart."""
-    half = samples.batch // 2
-    one, two = (
-        rw.call(
-            aten.slice.Tensor,
-            result,
-            0,
-            start,
-            start + half,
-            before=output_node(rw.graph),
-            replaces=[result],
+def _halves(rw: Rewriter, result: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The first and the second half of a result's samples."""
+    end, half = output_node(rw.graph), tensor_of(result).shape[0] // 2
+
+    def samples(start: int) -> fx.Node:
+        return rw.call(
+            aten.slice.Tensor, result, 0, start, start + half, before=end, replaces=[result]
         )
-        for start in (0, half)
-    )
-    return angle(rw, one, two)
+
+    return samples(0), samples(half)
+
+
+def _direction(rw: Rewriter, result: fx.Node, which: str) -> fx.Node:
+    """The half ``which`` less the other."""
+    first, second = _halves(rw, result)
+    pair = (first, second) if which == "first" else (second, first)
+    return rw.call(aten.sub.Tensor, *pair, before=output_node(rw.graph), replaces=[result])
 
 
 def _number(rw: Rewriter, value: float, device: torch.device, before: fx.Node) -> fx.Node:

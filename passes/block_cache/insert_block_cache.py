@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from typing_extensions import Self
 
-from dit_compile.calibration.measured import Measured
+from dit_compile.calibration.measured import GUIDANCE, Measured
 from dit_compile.errors import PipelineError, suggest
 from dit_compile.ir.program import MAIN, Program
 from dit_compile.ir.schedule import Row, Schedule
-from dit_compile.passes.block_cache.half_batch import HALF, add_half
+from dit_compile.passes.block_cache.half_batch import add_half
 from dit_compile.passes.block_cache.insertion import (
     State,
     add_variant,
@@ -27,13 +27,16 @@ from dit_compile.passes.block_cache.policies import POLICIES
 from dit_compile.passes.block_cache.policy import CachePolicy
 from dit_compile.passes.block_cache.probe import JUDGE, PROBE, REST, Probe, split
 from dit_compile.passes.block_cache.record import Record
-from dit_compile.passes.block_cache.second_call import CRITIC, SKIP, add_second_call
+from dit_compile.passes.block_cache.second_call import add_second_call
 from dit_compile.passes.block_cache.sites import Candidates, Site
 from dit_compile.passes.block_cache.worth import state_bytes, within
 from dit_compile.pipeline.base import Kind, Pass, changed_fields, coerce, unknown_option
 from dit_compile.pipeline.rewriter import Rewriter
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+#: Scopes that one recording serves.
+_TOGETHER = {"branch", "span"}
 
 _NO_BLOCKS = "no repeated blocks with residual branches were found, so nothing is cached"
 
@@ -112,9 +115,9 @@ class InsertBlockCache(Pass):
 
     def recorder(self, also: Sequence[Pass] = ()) -> Self:
         """This pass with a policy that records what its own must be told, and those of others."""
-        same = all(other.uncalibrated == self.uncalibrated for other in also)
-        scope = self.uncalibrated if same else "all"
-        return dataclasses.replace(self, policy=Record(scope=scope))
+        scopes = {self.uncalibrated, *(other.uncalibrated for other in also)}
+        both = self.uncalibrated in _TOGETHER and scopes >= _TOGETHER
+        return dataclasses.replace(self, policy=Record(scope="all" if both else self.uncalibrated))
 
     def own(self, measured: Measured) -> Measured:
         """The branches or the span, whichever its policy must be told."""
@@ -169,23 +172,26 @@ class InsertBlockCache(Pass):
         """Make a variant without one of guidance's predictions, where the policy may skip it."""
         if self.max_state_bytes is not None or self.state_dtype is not None or self.only:
             raise PipelineError(
-                f"{self.name}: method={self.policy.method} keeps no state; leave out "
+                f"{self.name}: method={self.policy.method} keeps no values of blocks; leave out "
                 "max-state-bytes, state-dtype and only"
             )
-        if (0,) not in self.policy.rows(("guidance",)):
-            rw.warn(f"{self.policy.describe()} computes every step, so no cache is inserted")
-        elif self.policy.half and add_half(program, rw, self.policy.half):
-            self._choose(program, rw, HALF)
-        elif self.policy.second_call and add_second_call(program, rw):
-            self._choose(program, rw, SKIP, CRITIC)
-
-    def _choose(self, program: Program, rw: Rewriter, name: str, critic: str = "") -> None:
-        """Let the policy choose between a full step and the graph ``name``."""
-        variants = (((1,), MAIN), ((0,), name))
+        policy, groups = self.policy, (GUIDANCE,)
+        if not policy.records and (0,) not in policy.rows(groups):
+            rw.warn(f"{policy.describe()} computes every step, so no cache is inserted")
+            return
+        depth = policy.depth if policy.directions else 0
+        if policy.half:
+            made = add_half(program, rw, policy.half, depth=depth, records=policy.records)
+        else:
+            made = add_second_call(program, rw, depth=depth, records=policy.records)
+        if made is None:
+            return
+        variants = [((1,), MAIN), *([((0,), made.graph)] if made.graph else [])]
+        named = tuple((state.names[0], state.group) for state in made.states)
         program.schedule = Schedule(
-            MAIN, self.policy, ("guidance",), variants=variants, critic=critic
+            MAIN, policy, groups, named, tuple(variants), critic=made.critic
         )
-        rw.note(f"{len(variants)} variants, {self.policy.describe()}")
+        rw.note(f"{len(variants)} variants, {policy.describe()}")
 
     def _decide(self, found: Candidates, rw: Rewriter) -> tuple[Sequence[Site], Sequence[Row]]:
         """The sites that may be kept, and the policy's rows of their groups."""

@@ -164,13 +164,11 @@ def _stored(rw: Rewriter, kept: Kept, dtype: torch.dtype | None) -> fx.Node:
     return node
 
 
-def _read_states(
-    program: Program, graph: fx.Graph, states: Sequence[State], current: dict[str, fx.Node]
-) -> None:
-    """Put state in the place of the kept values, which are found by their names."""
+def enter_states(program: Program, graph: fx.Graph, states: Sequence[State]) -> dict[str, fx.Node]:
+    """Let ``graph`` read states, and the coefficients of those that are forecast; by name."""
     first = next(iter(graph.nodes))
     inputs: dict[str, fx.Node] = {}
-    for state in states:  # placeholders first, in order
+    for state in states:
         if len(state.names) > 1:
             name = _coefficients(program, state)
             if name not in inputs:
@@ -179,13 +177,27 @@ def _read_states(
         for name in state.names:
             origin = Origin(program.inputs[name].path, *_provenance(state.kept.value))
             inputs[name] = placeholder(graph, first, name, tensor_of(state.stored), origin)
+    return inputs
+
+
+def forecast_of(
+    program: Program, state: State, inputs: Mapping[str, fx.Node]
+) -> tuple[fx.Node, list[fx.Node]]:
+    """What the operator of a forecast takes: coefficients, and the kept values."""
+    return inputs[_coefficients(program, state)], [inputs[name] for name in state.names]
+
+
+def _read_states(
+    program: Program, graph: fx.Graph, states: Sequence[State], current: dict[str, fx.Node]
+) -> None:
+    """Put state in the place of the kept values, which are found by their names."""
+    inputs = enter_states(program, graph, states)
     for state in states:
         old = current[state.kept.value.name]
         made = _Made(program, graph, old)
         new = inputs[state.names[0]]
         if len(state.names) > 1:
-            history = [inputs[name] for name in state.names]
-            new = made(ops.forecast, inputs[_coefficients(program, state)], history)
+            new = made(ops.forecast, *forecast_of(program, state, inputs))
         if tensor_of(new).dtype is not tensor_of(old).dtype:
             new = made(aten._to_copy.default, new, dtype=tensor_of(old).dtype)
         if state.kept.base is not None:

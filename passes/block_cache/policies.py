@@ -5,6 +5,7 @@ from __future__ import annotations
 from dit_compile.passes.block_cache.delta import Delta
 from dit_compile.passes.block_cache.first_block import FirstBlock
 from dit_compile.passes.block_cache.interval import Interval
+from dit_compile.passes.block_cache.linear_guidance import LinearGuidance
 from dit_compile.passes.block_cache.magnitude import Magnitude
 from dit_compile.passes.block_cache.mask import Mask
 from dit_compile.passes.block_cache.policy import CachePolicy
@@ -25,6 +26,7 @@ POLICIES: dict[str, type[CachePolicy]] = {
         FirstBlock,
         Magnitude,
         SkipGuidance,
+        LinearGuidance,
         Mask,
         Record,
     )

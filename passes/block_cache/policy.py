@@ -56,13 +56,18 @@ class CachePolicy:
         return False
 
     @property
+    def directions(self) -> bool:
+        """Whether what guidance adds is kept, ``depth`` times, rather than compared."""
+        return False
+
+    @property
     def steps(self) -> int | None:
         """The number of steps that it was calibrated for, ``None`` if it was not."""
         return None
 
     @property
     def uncalibrated(self) -> str:
-        """What calibration must record for it, ``branch`` or ``span``; empty if nothing."""
+        """What calibration must record for it, a scope of ``record``; empty if nothing."""
         return ""
 
     def fitted(self, measured: Measured) -> Self:

@@ -23,7 +23,8 @@ class Record(CachePolicy):
 
     Attributes:
         scope: ``branch`` for every branch's output, in groups by type; ``span`` for the residual
-            of all blocks; ``all`` for both.
+            of all blocks; ``all`` for both; ``halves`` or ``calls`` for how far guidance's two
+            predictions are apart, which are halves of the batch or two calls.
     """
 
     method: ClassVar[str] = "record"
@@ -31,7 +32,22 @@ class Record(CachePolicy):
     scope: str = "branch"
 
     def __post_init__(self) -> None:
-        self.one_of("scope", ("branch", "span", "all"))
+        self.one_of("scope", ("branch", "span", "all", "halves", "calls"))
+
+    @property
+    def half(self) -> str:
+        """Either, as the sign does not matter."""
+        return "first" if self.scope == "halves" else ""
+
+    @property
+    def second_call(self) -> bool:
+        """Whether guidance is by two calls."""
+        return self.scope == "calls"
+
+    @property
+    def directions(self) -> bool:
+        """Of guidance, what is recorded."""
+        return True
 
     def sites(self, found: Candidates) -> Sequence[Site]:
         """Every branch, all blocks as one span, or both."""

@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.ir.schedule import Done, Row, Step
-from dit_compile.passes.block_cache.policy import CachePolicy
+from dit_compile.passes.block_cache.guidance import Guidance
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from dit_compile.passes.block_cache.sites import Candidates, Site
-
 
 @dataclass(frozen=True, kw_only=True)
-class SkipGuidance(CachePolicy):
+class SkipGuidance(Guidance):
     """Compute half the batch from the step on at which both halves' predictions are parallel.
 
     Source: "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models",
@@ -25,34 +23,18 @@ class SkipGuidance(CachePolicy):
     is computed and stands for both, so that guidance leaves it as it is. Here every pair of samples
     of a batch must reach it.
 
-    Pipelines differ in which prediction is which, so that is said and not guessed. Of guidance by a
-    doubled batch, half the batch is left out; of guidance by two calls, the second one, which must
-    be the unconditional one.
-
     Attributes:
-        conditional: which prediction is conditional: the ``first`` or the ``second`` half of the
-            batch, or that of the ``first-call`` of each step.
+        conditional: as in :class:`Guidance`.
         gamma: cosine of the predictions from which on they are taken to be one; 1 computes every
             step in full.
     """
 
     method: ClassVar[str] = "skip-guidance"
-    conditional: str = ""
     gamma: float = 0.991
 
     def __post_init__(self) -> None:
-        self.one_of("conditional", ("first", "second", "first-call"))
+        super().__post_init__()
         self.between("gamma", -1, 1)
-
-    @property
-    def half(self) -> str:
-        """The conditional one."""
-        return "" if self.second_call else self.conditional
-
-    @property
-    def second_call(self) -> bool:
-        """Whether guidance is by two calls."""
-        return self.conditional == "first-call"
 
     @property
     def dynamic(self) -> bool:
@@ -62,10 +44,6 @@ class SkipGuidance(CachePolicy):
     def ladder(self) -> Sequence[Self]:
         """Falling cosines."""
         return [replace(self, gamma=each) for each in (0.999, 0.997, 0.991, 0.98, 0.95, 0.9)]
-
-    def sites(self, found: Candidates) -> Sequence[Site]:
-        """Nothing is kept."""
-        return []
 
     def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
         """Whether no step before this one has found the predictions parallel."""

@@ -113,8 +113,8 @@ def test_no_manifests_at_all(text: str) -> None:
 class TestSchedule:
     @pytest.mark.parametrize("method", sorted(policies().keys() - {"mask", "smooth", "magnitude"}))
     def test_every_policy_survives(self, method: str) -> None:
-        needed = {"skip-guidance": {"conditional": "first"}}
-        self.check(policies()[method](**needed.get(method, {})))
+        needed = {"conditional": "first"} if method.endswith("-guidance") else {}
+        self.check(policies()[method](**needed))
 
     def test_masks_survive(self) -> None:
         self.check(policies()["mask"](mask="attn:1101 mlp:1001", times=(900.0, 600.0, 300.0, 1.0)))

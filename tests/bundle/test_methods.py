@@ -44,15 +44,21 @@ def test_results_and_decisions(toy: Toy, tmp_path: Path, method: str, form: str)
     check(toy, tmp_path, method, form, list(Loop(label(2))))
 
 
+#: A direction goes on as it changed.
+LINEAR = f"method=linear-guidance,weights={[1.5, -0.5] * len(TIMES)}".replace(" ", "")
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_half_a_batch(toy: Toy, tmp_path: Path, form: str) -> None:
-    method = "method=skip-guidance,conditional=second,gamma=0.9"
+@pytest.mark.parametrize("method", ["method=skip-guidance,gamma=0.9", LINEAR])
+def test_half_a_batch(toy: Toy, tmp_path: Path, form: str, method: str) -> None:
+    method += ",conditional=second"
     check(toy, tmp_path, method, form, closing_halves())
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_second_call(toy: Toy, tmp_path: Path, form: str) -> None:
-    method = "method=skip-guidance,conditional=first-call,gamma=0.9"
+@pytest.mark.parametrize("method", ["method=skip-guidance,gamma=0.9", LINEAR])
+def test_the_second_call(toy: Toy, tmp_path: Path, form: str, method: str) -> None:
+    method += ",conditional=first-call"
     pairs = [
         {**call, "x": (1 + step) ** 2 * call["x"], "y": prompt(number)}
         for step, call in enumerate(Loop(prompt(0)))

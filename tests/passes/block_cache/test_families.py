@@ -50,7 +50,8 @@ EACH = [
 
 
 def test_all_methods_are_tried() -> None:
-    elsewhere = {"record", "skip-guidance"}  #: tests/calibration, test_skip_guidance.py
+    #: tests/calibration, test_skip_guidance.py, test_linear_guidance.py
+    elsewhere = {"record", "skip-guidance", "linear-guidance"}
     assert {method.strip() for method in OPTIONS} | elsewhere == POLICIES.keys()
 
 
@@ -125,7 +126,11 @@ def test_attention_over_frames_is_told_from_attention_inside_of_one() -> None:
 
 @pytest.mark.parametrize(
     ("method", "graph"),
-    [("first-block", "judge"), ("skip-guidance,conditional=first-call", "critic")],
+    [
+        ("first-block", "judge"),
+        ("skip-guidance,conditional=first-call", "critic"),
+        ("linear-guidance,conditional=first-call,weights=[1.5,-0.5]", "critic"),
+    ],
 )
 def test_a_graph_that_only_reads_states_knows_the_sizes_they_come_from(
     method: str, graph: str

@@ -231,6 +231,7 @@ def test_options_round_trip(method: str) -> None:
         "mask": ',mask="attn:110 mlp:101",times=[3.0,2.0,1.0]',
         "magnitude": ",ratios=[1,2]",
         "skip-guidance": ",conditional=first",
+        "linear-guidance": ",conditional=first",
     }
     text = f"insert-block-cache{{method={method}{options.get(method, '')},max-state-bytes=9}}"
     pipeline = Pipeline.parse(text)
@@ -242,7 +243,12 @@ def test_options_round_trip(method: str) -> None:
 @pytest.mark.parametrize("method", POLICIES)
 def test_ladders_go_from_gentle_to_strong(method: str) -> None:
     kind = POLICIES[method]
-    needed = {"mask": {"mask": "1101"}, "skip-guidance": {"conditional": "first"}}
+    guidance = {"conditional": "first"}
+    needed = {
+        "mask": {"mask": "1101"},
+        "skip-guidance": guidance,
+        "linear-guidance": guidance,
+    }
     policy = kind(**needed.get(method, {}))
     ladder = policy.ladder()
     assert all(type(rung) is kind for rung in ladder)

@@ -93,7 +93,9 @@ class TestPolicy:
             Pipeline.parse("insert-block-cache{method=skip-guidance}")
 
     def test_what_holds_for_states_is_refused(self) -> None:
-        with pytest.raises(PipelineError, match="keeps no state; leave out max-state-bytes"):
+        with pytest.raises(
+            PipelineError, match="keeps no values of blocks; leave out max-state-bytes"
+        ):
             inserted(exact("dit"), "conditional=first,max-state-bytes=9")
 
     def test_a_cosine_of_one_is_the_program_without(self) -> None:

@@ -130,6 +130,7 @@ def test_a_residual_is_added_once_to_the_step_s_own_stream(program: Program, met
         "method=first-block,residual-diff-threshold=0",
         "method=magnitude,threshold=0,ratios=[1,1,1,1]",
         "method=skip-guidance,conditional=first,gamma=1",
+        "method=linear-guidance,conditional=first,interval=1",
         "method=mask,mask=1111",
     ],
 )
