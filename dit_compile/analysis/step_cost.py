@@ -48,16 +48,19 @@ def step_cost(program: Program, steps: int | None = None) -> StepCost:
 def average(schedule: Schedule, graphs: dict[str, CostValue], steps: int | None = None) -> StepCost:
     """The cost of a step in a generation of ``steps`` steps, from what one run of each graph costs.
 
-    By default these are as many as its policy was calibrated for, or ``DEFAULT_STEPS``.
+    By default these are as many as its policy was calibrated for, or ``DEFAULT_STEPS``. Where a
+    second call is compared with a first, steps are the calls of both, and the first are full.
     """
     steps = steps or planned_steps(schedule)
     rows = schedule.mask(steps)
     chosen = [schedule.choose(row)[1] for row in rows] if rows else [schedule.full] * steps
     always = [name for name in (schedule.probe, schedule.judge) if name]
+    first = [schedule.full] * steps if schedule.critic else []
+    ran, calls = [*chosen, *first, *always * steps], steps + len(first)
     return StepCost(
         graphs,
-        sum(graphs[name].flops for name in (*chosen, *always * steps)) / steps,
-        sum(graphs[name].bytes_moved for name in (*chosen, *always * steps)) / steps,
+        sum(graphs[name].flops for name in ran) / calls,
+        sum(graphs[name].bytes_moved for name in ran) / calls,
         sum(name == schedule.full for name in chosen) if rows else None,
         steps,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import fx
 
 from dit_compile import ops
 from dit_compile.calibration.measured import GUIDANCE
-from dit_compile.ir.program import Program
+from dit_compile.ir.program import Program, output_node
 from dit_compile.passes.block_cache.insertion import State, declare, enter_states, forecast_of
 from dit_compile.passes.block_cache.sites import Kept
 from dit_compile.pipeline.rewriter import Rewriter
@@ -52,11 +52,14 @@ def directions(
     return states
 
 
-def forecasts(
-    program: Program, rw: Rewriter, states: Sequence[State], before: fx.Node
-) -> Iterator[fx.Node]:
-    """The forecast of each direction, in the rewriter's current graph."""
-    inputs = enter_states(program, rw.graph, states)
-    for state in states:
+def taken_off(
+    program: Program, rw: Rewriter, values: Sequence[fx.Node], states: Sequence[State]
+) -> list[fx.Node]:
+    """Each conditional prediction less the forecast of its direction, at the graph's end."""
+    inputs, end = enter_states(program, rw.graph, states), output_node(rw.graph)
+    made = []
+    for value, state in zip(values, states, strict=True):
         row, kept = forecast_of(program, state, inputs)
-        yield rw.call(ops.forecast, row, kept, before=before, replaces=[kept[0]])
+        forecast = rw.call(ops.forecast, row, kept, before=end, replaces=[value])
+        made.append(rw.call(aten.sub.Tensor, value, forecast, before=end, replaces=[value]))
+    return made

@@ -26,7 +26,7 @@ from dit_compile.ir.program import (
 from dit_compile.ir.purity import is_random
 from dit_compile.ir.schema import argument_names, given_arguments
 from dit_compile.passes.block_cache.angle import angle
-from dit_compile.passes.block_cache.direction import LeftOut, directions, forecasts
+from dit_compile.passes.block_cache.direction import LeftOut, directions, taken_off
 from dit_compile.passes.block_cache.insertion import State, drop_dead, return_states
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -119,13 +119,7 @@ def _halve(
             for user in users:
                 user.replace_input_with(node, part)
     end, computed = output_node(graph), output_args(graph)
-    left_out = computed
-    if states:
-        added = zip(computed, forecasts(program, rw, states, end), strict=True)
-        left_out = tuple(
-            rw.call(aten.sub.Tensor, one, direction, before=end, replaces=[one])
-            for one, direction in added
-        )
+    left_out = taken_off(program, rw, computed, states) if states else computed
     pairs = zip(computed, left_out, strict=True)
     end.args = (tuple(_both(rw, *pair, which, end) for pair in pairs),)
     if not states:

@@ -20,7 +20,7 @@ from dit_compile.ir.program import (
     output_node,
 )
 from dit_compile.passes.block_cache.angle import angle
-from dit_compile.passes.block_cache.direction import LeftOut, directions, forecasts
+from dit_compile.passes.block_cache.direction import LeftOut, directions, taken_off
 from dit_compile.passes.block_cache.insertion import (
     State,
     declare,
@@ -93,8 +93,7 @@ def _add_skip(
         for name, value in zip(theirs, output_args(module.graph), strict=True)
     ]
     if states:
-        added = zip(read, forecasts(program, rw, states, end), strict=True)
-        made = [rw.call(aten.sub.Tensor, *p, before=end, replaces=[p[0]]) for p in added]
+        made = taken_off(program, rw, read, states)
     else:
         made = [_copy(rw, node) for node in read]
     end.args = (tuple(made),)
