@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,18 +16,21 @@ from dit_compile.optional import require
 if TYPE_CHECKING:
     from dit_compile.calibration.plan import Trial
 
+#: Options that are lists, which calibration made.
+_LISTS = re.compile(r",[\w-]+=\[[^]]*\]")
+
 
 def curve_table(curve: Sequence[Trial], chosen: str) -> Table:
-    """A row for each trial; an arrow marks the chosen one."""
+    """A row for each trial, the uncached one first; an arrow marks the chosen one."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     table.add_column("what varies")
     for title in ("FLOP ratio", "speed-up", "PSNR", "rel. L2"):
         table.add_column(title, justify="right")
-    for trial in curve:
+    for number, trial in enumerate(curve):
         table.add_row(
             "->" if trial.passes == chosen else "",
-            _varied(trial),
+            _varied(trial) if number else "uncached",
             f"{trial.flop_ratio:.2f}x",
             f"{trial.speed_up:.2f}x",
             "-" if math.isinf(trial.psnr) else f"{trial.psnr:.1f} dB",
@@ -70,9 +74,7 @@ def _last(trial: Trial) -> str:
 
 
 def _varied(trial: Trial) -> str:
-    if math.isinf(trial.psnr):
-        return "uncached"
-    options = _last(trial).rpartition("{")[2].rstrip("}")
+    options = _LISTS.sub("", _last(trial).rpartition("{")[2].rstrip("}"))
     return options if len(options) < 60 else f"{options[:57]}..."
 
 

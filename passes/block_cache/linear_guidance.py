@@ -110,4 +110,4 @@ class LinearGuidance(Guidance):
         if not alike:
             return super().coefficients(step, computed)
         nearest = min(alike, key=lambda i: abs(i - place))
-        return rows[nearest, : len(computed)].tolist()
+        return [float(weight) for weight in rows[nearest, : len(computed)]]

@@ -92,10 +92,7 @@ def _add_skip(
         _read(program, module.graph, start, name, value)
         for name, value in zip(theirs, output_args(module.graph), strict=True)
     ]
-    if states:
-        made = taken_off(program, rw, read, states)
-    else:
-        made = [_copy(rw, node) for node in read]
+    made = taken_off(program, rw, read, states) if states else [_copy(rw, node) for node in read]
     end.args = (tuple(made),)
     drop_dead(program, module.graph)
 
