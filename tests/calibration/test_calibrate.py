@@ -335,6 +335,21 @@ def test_a_loop_that_does_not_call_the_model(toy: Toy) -> None:
         )
 
 
+@pytest.mark.parametrize("passes", [SMOOTH, MAGNITUDE])
+def test_a_model_that_has_nothing_to_record(passes: str) -> None:
+    torch._dynamo.reset()
+    model = torch.nn.Linear(4, 4)
+
+    def sample(seed: int) -> torch.Tensor:
+        return model(torch.randn(2, 4, generator=torch.Generator().manual_seed(seed)))
+
+    with (
+        torch.no_grad(),
+        pytest.raises(PlanError, match=r"method=record.* found nothing to record; ditc.explain"),
+    ):
+        ditc.calibrate(sample, model, passes=passes, options=EAGER, progress=False)
+
+
 def test_samples_must_be_a_tensor(toy: Toy) -> None:
     with pytest.raises(OptionError, match="must return its samples as one tensor, not list"):
         ditc.calibrate(

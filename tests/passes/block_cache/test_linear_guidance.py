@@ -27,7 +27,7 @@ from dit_compile.passes.block_cache.linear_guidance import LinearGuidance
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.quality.metrics import psnr
 from dit_compile.runtime.reference import run_reference
-from tests.analysis.structures import FAMILIES, captured
+from tests.analysis.structures import FAMILIES, captured, plain
 from tests.runtime.loops import TIMES, Toy, compiled, label
 
 STEPS = len(TIMES)
@@ -173,6 +173,23 @@ def test_half_the_batch_and_a_forecast(family: str, which: str) -> None:
         assert not torch.allclose(forecast, computed, atol=0.1), "a direction is taken off"
     costs = step_cost(program).graphs
     assert costs[HALF].flops <= 0.51 * costs[MAIN].flops
+
+
+@pytest.mark.parametrize("conditional", ["first", "first-call"])
+def test_the_cost_of_a_step_is_that_of_both_predictions(conditional: str) -> None:
+    y = label(1, batch=4)
+    program = plain(Toy(), torch.randn(4, 6, 8), torch.full((4,), 500.0), y)
+    options = f"method=linear-guidance,conditional={conditional},{weights(1.5, -0.5)}"
+    Pipeline.parse(f"insert-block-cache{{{options}}}").run(program)
+    cost = step_cost(program)
+    full, less = (cost.graphs[graph].flops for _, graph in program.schedule.variants)
+    assert (cost.steps, cost.computed) == (STEPS, 5)
+    if conditional == "first":
+        assert 0.5 * full <= less <= 0.51 * full
+        assert cost.flops == pytest.approx((5 * full + 3 * less) / 8)
+    else:
+        assert less < 0.01 * full
+        assert cost.flops == pytest.approx((13 * full + 3 * less) / 16)
 
 
 def guided(model: Any, seed: int, two_calls: bool, swap: bool = False) -> Tensor:
