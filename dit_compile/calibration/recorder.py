@@ -29,7 +29,7 @@ class Recorder:
         self._changes: dict[tuple[str, int, int], list[float]] = defaultdict(list)
         self._ratios: dict[tuple[str, int], list[float]] = defaultdict(list)
         self._products: dict[tuple[int, int], float] = defaultdict(float)
-        self._directions: WeakKeyDictionary[Lane, list[Values]] = WeakKeyDictionary()
+        self._directions: WeakKeyDictionary[Lane, dict[int, Values]] = WeakKeyDictionary()
         self._times: dict[int, float] = {}
         self.steps = 0
 
@@ -37,6 +37,8 @@ class Recorder:
         """Measure one step of one lane."""
         groups = dict(program.schedule.states)
         returned = {name: v for name, v in served.returned.named.items() if name in groups}
+        if not returned:  # nothing is kept, or this is the first of guidance's calls
+            return
         index = served.step.index
         recent = self._recent.setdefault(served.lane, deque(maxlen=self._distances))
         self.steps = max(self.steps, index + 1)
@@ -51,7 +53,7 @@ class Recorder:
             self._ratios[groups[name], index].append(ratio)
         recent.append(returned)
         if GUIDANCE in groups.values():
-            self._multiply(self._directions.setdefault(served.lane, []), returned)
+            self._multiply(self._directions.setdefault(served.lane, {}), index, returned)
 
     def measured(self) -> Measured:
         """The averages over sites, lanes and generations."""
@@ -64,12 +66,12 @@ class Recorder:
             products={GUIDANCE: self._table()} if self._products else {},
         )
 
-    def _multiply(self, known: list[Values], new: Values) -> None:
-        """Add the products of a lane's latest directions with all of its directions."""
-        known.append({name: value.float() for name, value in new.items()})
-        for index, values in enumerate(known):
-            dots = (float((value * known[-1][name]).sum()) for name, value in values.items())
-            self._products[index, len(known) - 1] += sum(dots)
+    def _multiply(self, known: dict[int, Values], index: int, new: Values) -> None:
+        """Add the products of a lane's directions at step ``index`` with all known ones."""
+        known[index] = {name: value.float() for name, value in new.items()}
+        for other, values in known.items():
+            dots = (float((value * known[index][name]).sum()) for name, value in values.items())
+            self._products[other, index] += sum(dots)
 
     def _table(self) -> list[list[float]]:
         steps = range(self.steps)

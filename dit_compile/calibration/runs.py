@@ -108,10 +108,10 @@ class Runs:
         recorder = Recorder(_DISTANCES)
         with self._compiled(recording), watching(recorder):
             self._samples("recording", self._seeds)
-        self.steps, measured = recorder.steps, recorder.measured()
-        if not measured.steps:
+        if not recorder.steps:
             raise PlanError(f"{recording} found nothing to record; ditc.explain says why")
-        return measured
+        self.steps = recorder.steps
+        return recorder.measured()
 
     def plain(self) -> list[torch.Tensor]:
         """The samples of each seed by the model itself."""
