@@ -184,9 +184,10 @@ def ditc_contenders() -> list[Contender]:
         ],
         "first-block": [
             f"residual-diff-threshold={threshold},order={order},{limits}"
-            for threshold in (0.08, 0.1, 0.12, 0.2, 0.4)
+            for threshold in (0.08, 0.1, 0.12, 0.15, 0.2, 0.4)
             for order in (0, 1, 2)
             for limits in (
+                "max-warmup-steps=0",
                 "max-warmup-steps=4,known-from=2",
                 "max-warmup-steps=4,known-from=2,max-continuous-cached-steps=3",
                 "max-warmup-steps=3,ramp=true",
