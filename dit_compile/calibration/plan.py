@@ -233,12 +233,10 @@ def _another(misfit: str) -> PlanError:
 
 def _misfit(depths: Depths, known: Sequence[Depths]) -> str:
     """The first list of modules that is not as deep as in the likest of the known graphs."""
-    likest = min(known, key=lambda each: len(dict(depths).items() ^ dict(each).items()))
-    for path in {**likest, **depths}:
-        if likest.get(path) != depths.get(path):
-            there, here = (_last(path, each) for each in (likest, depths))
-            return f"{path} ends with {there} there and with {here} here"
-    raise AssertionError("the depths are known")  # pragma: no cover
+    likest = min(known, key=lambda each: len(depths.items() ^ each.items()))
+    path = next(each for each in {**likest, **depths} if likest.get(each) != depths.get(each))
+    there, here = (_last(path, each) for each in (likest, depths))
+    return f"{path} ends with {there} there and with {here} here"
 
 
 def _last(path: str, depths: Depths) -> str:

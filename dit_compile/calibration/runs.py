@@ -164,9 +164,12 @@ class Runs:
             calls += 1
             return fast(*args, **kwargs)
 
+        seen: dict[int, Program] = {}
+
         def look(program: Program, served: Served) -> None:
-            if (depths := depths_of(program)) not in self.depths:
+            if id(program) not in seen and (depths := depths_of(program)) not in self.depths:
                 self.depths.append(depths)
+            seen[id(program)] = program
 
         before, self._model._compiled_call_impl = self._model._compiled_call_impl, call
         try:
