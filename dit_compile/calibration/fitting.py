@@ -38,11 +38,10 @@ def record_together(
         For each pipeline that records for :func:`fit`, by its text, what it would measure.
     """
     found = {}
-    first = [_first_uncalibrated(pipeline) for pipeline in pipelines]
-    for before, item in filter(None, first):
-        also = [other for with_it, other in filter(None, first) if with_it == before]
-        alike = [other for other in also if type(other) is type(item)]
-        joint = measured(Pipeline((*before, item.recorder(alike))))
+    wanting = list(filter(None, map(_first_uncalibrated, pipelines)))
+    for before, item in wanting:
+        also = [other for theirs, other in wanting if (theirs, type(other)) == (before, type(item))]
+        joint = measured(Pipeline((*before, item.recorder(also))))
         found[str(_recording(before, item))] = item.own(joint)
     return found
 

@@ -11,7 +11,13 @@ from torch import fx
 from dit_compile import ops
 from dit_compile.calibration.measured import GUIDANCE
 from dit_compile.ir.program import Program, output_node
-from dit_compile.passes.block_cache.insertion import State, declare, enter_states, forecast_of
+from dit_compile.passes.block_cache.insertion import (
+    State,
+    declare_ages,
+    enter_states,
+    forecast_of,
+    numbered,
+)
 from dit_compile.passes.block_cache.sites import Kept
 from dit_compile.pipeline.rewriter import Rewriter
 
@@ -46,8 +52,7 @@ def directions(
     """
     states = []
     for number, result in enumerate(results):
-        path = f"direction.{number}" if number else "direction"
-        names = tuple(declare(rw.program, path, age=age) for age in range(depth))
+        names = declare_ages(rw.program, numbered("direction", number), depth)
         states.append(State(Kept(result), GUIDANCE, names, make(number)))
     return states
 

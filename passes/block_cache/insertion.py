@@ -82,8 +82,7 @@ def states_of(
     """The states of one site, declared and computed in the rewriter's current graph."""
     states = []
     for number, kept in enumerate(site.kept):
-        path = f"{site.path}.{number}" if number else site.path
-        names = tuple(declare(rw.program, path, age=age) for age in range(depth))
+        names = declare_ages(rw.program, numbered(site.path, number), depth)
         states.append(State(kept, site.group, names, _stored(rw, kept, dtype)))
     return states
 
@@ -139,6 +138,16 @@ def drop_dead(program: Program, graph: fx.Graph) -> None:
         dead = not node.users and (is_pure(node) or program.is_made_ahead(node))
         if dead and node.op != "output":
             graph.erase_node(node)
+
+
+def numbered(path: str, number: int) -> str:
+    """The path of one of several values: of the first, ``path`` itself."""
+    return f"{path}.{number}" if number else path
+
+
+def declare_ages(program: Program, path: str, depth: int) -> tuple[str, ...]:
+    """New state inputs for the last ``depth`` values, the latest first; their names."""
+    return tuple(declare(program, path, age=age) for age in range(depth))
 
 
 def declare(program: Program, path: str, *, age: int = 0, peer: bool = False) -> str:

@@ -25,6 +25,7 @@ from dit_compile.passes.block_cache.insertion import (
     State,
     declare,
     drop_dead,
+    numbered,
     placeholder,
     read_sizes,
     return_states,
@@ -64,7 +65,7 @@ def add_second_call(
             rw.miss(node, "it is returned and does not hold a prediction for each sample")
             return None
     rw.begin(results[0])
-    paths = [f"guidance.{number}" if number else "guidance" for number in range(len(results))]
+    paths = [numbered("guidance", number) for number in range(len(results))]
     own = [declare(program, path) for path in paths]
     theirs = [declare(program, path, peer=True) for path in paths]
     states = _add_critic(program, rw, own, theirs, depth)
