@@ -8,17 +8,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-import typing
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from dit_compile.errors import ReportError
+from dit_compile.files import write_atomically
+from dit_compile.json_files import (
+    PLAIN,
+    JsonError,
+    defaults_of,
+    hints_of,
+    parse_json,
+    read_as,
+    read_json,
+    wrong_type,
+)
 from dit_compile.report import model
 from dit_compile.report.model import VERSION, Report
-
-T = TypeVar("T")
+from dit_compile.report.references import check_references
 
 
 def plain_fields(value: Any) -> dict[str, Any]:
@@ -27,7 +35,7 @@ def plain_fields(value: Any) -> dict[str, Any]:
         return dict(value)
     return {
         name: item
-        for name, default in _defaults(value.__class__)
+        for name, default in defaults_of(value.__class__)
         if (item := getattr(value, name)) != default or default is dataclasses.MISSING
     }
 
@@ -48,21 +56,14 @@ def from_json(text: str, *, what: str = "the report") -> Report:
     """Read what :func:`to_json` wrote.
 
     Raises:
-        ReportError: it is not JSON, of another version, or a field is missing or has another type.
+        ReportError: it is not JSON, of another version, a field is missing or has another type, or
+            something that it names is not there.
     """
     try:
-        data = json.loads(text)
-    except ValueError as error:
+        data = parse_json(text)
+    except JsonError as error:
         raise ReportError(f"{what} is not JSON: {error}") from error
-    if not isinstance(data, dict) or "version" not in data:
-        raise ReportError(f"{what} is not a report of ditc; `ditc explain --json` writes one")
-    if data["version"] != VERSION:
-        raise ReportError(
-            f"{what} has version {data['version']}, this ditc reads version {VERSION}; make it "
-            "again with `ditc explain --json`"
-        )
-    report: Report = _read(Report, data, what)
-    return report
+    return _from_data(data, what)
 
 
 def load(path: str | Path) -> Report:
@@ -72,10 +73,26 @@ def load(path: str | Path) -> Report:
         ReportError: the file is missing or is no report.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = read_json(path)
+    except JsonError as error:
         raise ReportError(f"cannot read {str(path)!r}: {error}") from error
-    return from_json(text, what=str(path))
+    return _from_data(data, str(path))
+
+
+def _from_data(data: Any, what: str) -> Report:
+    if not isinstance(data, dict) or "version" not in data:
+        raise ReportError(f"{what} is not a report of ditc; `ditc explain --json` writes one")
+    if data["version"] != VERSION:
+        raise ReportError(
+            f"{what} has version {data['version']}, this ditc reads version {VERSION}; make it "
+            "again with `ditc explain --json`"
+        )
+    try:
+        report: Report = read_as(Report, data, what, {model.Argument: _argument})
+        check_references(report)
+    except JsonError as error:
+        raise ReportError(str(error)) from error
+    return report
 
 
 # --- the schema ------------------------------------------------------------------------------
@@ -113,8 +130,8 @@ def schema() -> dict[str, Any]:
 
 
 def _object_schema(cls: Any) -> dict[str, Any]:
-    hints = _hints(cls)
-    required = [name for name, default in _defaults(cls) if default is dataclasses.MISSING]
+    hints = hints_of(cls)
+    required = [name for name, default in defaults_of(cls) if default is dataclasses.MISSING]
     properties = {name: _type_schema(hint) for name, hint in hints.items()}
     if cls is Report:
         properties["version"] = {"const": VERSION}
@@ -127,16 +144,13 @@ def _object_schema(cls: Any) -> dict[str, Any]:
     }
 
 
-_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
-
-
 def _type_schema(hint: Any) -> dict[str, Any]:
     if hint is Any:
         return {}
     if hint == model.Argument:
         return {"$ref": "#/$defs/Argument"}
-    if hint in _PLAIN:
-        return {"type": _PLAIN[hint]}
+    if hint in PLAIN:
+        return {"type": PLAIN[hint]}
     if dataclasses.is_dataclass(hint):
         return {"$ref": f"#/$defs/{getattr(hint, '__name__', '')}"}
     origin, args = get_origin(hint), get_args(hint)
@@ -154,85 +168,14 @@ def _summary(cls: Any) -> str:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def _read(hint: Any, data: Any, place: str) -> Any:
-    """``data`` as a value of the type ``hint``.
-
-    Raises:
-        ReportError: it is none.
-    """
-    if hint is Any:
-        return data
-    if hint == model.Argument:
-        return _argument(data, place)
-    if hint in _PLAIN:
-        return _scalar(hint, data, place)
-    if dataclasses.is_dataclass(hint):
-        return _object(hint, data, place)
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if data is None and type(None) in args:
-            return None
-        return _read(next(arg for arg in args if arg is not type(None)), data, place)
-    if origin is list:
-        if not isinstance(data, list):
-            raise _wrong(place, "a list", data)
-        return [_read(args[0], item, f"{place}[{i}]") for i, item in enumerate(data)]
-    if not isinstance(data, dict):
-        raise _wrong(place, "an object", data)
-    return {key: _read(args[1], item, f"{place}.{key}") for key, item in data.items()}
-
-
-def _scalar(kind: type, data: Any, place: str) -> Any:
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(data, accepted) or (isinstance(data, bool) and kind is not bool):
-        raise _wrong(place, _PLAIN[kind], data)
-    return data
-
-
-def _object(cls: Any, data: Any, place: str) -> Any:
-    if not isinstance(data, dict):
-        raise _wrong(place, "an object", data)
-    hints = _hints(cls)
-    for name in data:
-        if name not in hints:
-            raise ReportError(f"{place} has an unknown field {name!r}")
-    for name, default in _defaults(cls):
-        if default is dataclasses.MISSING and name not in data:
-            raise ReportError(f"{place} lacks the field {name!r}")
-    return cls(**{name: _read(hints[name], item, f"{place}.{name}") for name, item in data.items()})
-
-
 def _argument(data: Any, place: str) -> Any:
     if isinstance(data, list):
         return [_argument(item, place) for item in data]
     if isinstance(data, str):
         return data
-    raise _wrong(place, "a string or a list", data)
-
-
-def _wrong(place: str, wanted: str, data: Any) -> ReportError:
-    return ReportError(f"{place} must be {wanted}, not {type(data).__name__}")
-
-
-@cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-@cache
-def _defaults(cls: Any) -> tuple[tuple[str, Any], ...]:
-    """Each field's name and default; ``MISSING`` where it must be given."""
-    return tuple(
-        (
-            item.name,
-            item.default_factory()
-            if item.default_factory is not dataclasses.MISSING
-            else item.default,
-        )
-        for item in dataclasses.fields(cls)
-    )
+    raise wrong_type(place, "a string or a list", data)
 
 
 if __name__ == "__main__":
     _SCHEMA = Path(__file__).with_name("report.schema.json")
-    _SCHEMA.write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
+    write_atomically(_SCHEMA, json.dumps(schema(), indent=1) + "\n")

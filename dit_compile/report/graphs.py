@@ -11,7 +11,8 @@ import networkx as nx
 
 from dit_compile.errors import OptionError, ReportError
 from dit_compile.files import write_atomically
-from dit_compile.report.model import Argument, Graph, Node, Report, Stage
+from dit_compile.report.model import Graph, Node, Report, Stage
+from dit_compile.report.references import read_values
 from dit_compile.report.text import Names
 
 
@@ -127,13 +128,8 @@ def _outputs(node: Node) -> Iterator[tuple[int, int]]:
 
 def _reads(node: Node) -> Iterator[int]:
     """The values among a node's arguments, in order."""
-    pending: list[Argument] = [*node.args, *node.kwargs.values()]
-    while pending:
-        argument = pending.pop(0)
-        if isinstance(argument, list):
-            pending = [*argument, *pending]
-        elif argument.startswith("%"):
-            yield int(argument[1:])
+    for value in read_values([*node.args, *node.kwargs.values()]):
+        yield int(value[1:])
 
 
 def _quoted(text: str) -> str:
