@@ -12,6 +12,7 @@ from pathlib import Path
 from dit_compile import config
 from dit_compile.errors import OptionError
 from dit_compile.ir.program import Program
+from dit_compile.json_files import parse_json, read_as
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, PassRecord, Pipeline, PipelineRun
 from dit_compile.report.codec import plain_fields
@@ -68,6 +69,15 @@ class Culprit:
             lines += diff_lines(f"#{self.position} {self.name}", [self.change])
             lines += [f"source: {self.change.source}"] if self.change.source else []
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a process tells of one run; see :func:`log_run`."""
+
+    names: list[str]
+    counts: list[int]
+    last: Rewrite | None
 
 
 def search(probe: Callable[[Limit], Ran]) -> Culprit:
@@ -182,14 +192,19 @@ def _told(ok: bool, log: Path) -> Ran:
     """What all pipelines of a process did: of several graphs, the one with most rewrites counts."""
     if not log.exists():
         return Ran(ok)
-    runs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    names = max((run["names"] for run in runs), key=len)
+    lines = log.read_bytes().split(b"\n")[:-1]  # a process that was killed ends within a line
+    if not lines:
+        return Ran(ok)
+    try:
+        runs = [read_as(_Told, parse_json(line.decode()), "a run") for line in lines]
+    except ValueError as error:
+        raise OptionError(f"the command wrote into the log of bisection: {error}") from None
+    names = max((run.names for run in runs), key=len)
     counts = [
-        max((run["counts"][i] for run in runs if i < len(run["counts"])), default=0)
+        max((run.counts[i] for run in runs if i < len(run.counts)), default=0)
         for i in range(len(names))
     ]
-    last = max(runs, key=lambda run: sum(run["counts"]))["last"]
-    return Ran(ok, names, counts, None if last is None else Rewrite(**last))
+    return Ran(ok, names, counts, max(runs, key=lambda run: sum(run.counts)).last)
 
 
 def _last(records: Sequence[PassRecord]) -> Rewrite | None:

@@ -209,5 +209,3 @@ def _object(cls: Any, data: Any, place: str, special: Mapping[Any, Reader]) -> A
         name: read_as(hints[name], item, f"{place}.{name}", special) for name, item in data.items()
     }
     return cls(**given)
-
-

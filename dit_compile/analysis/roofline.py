@@ -12,8 +12,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.functional import linear
@@ -22,6 +23,7 @@ from dit_compile.analysis.cost import Cost, CostValue
 from dit_compile.analysis.machine import cache_file, checked_device, describe_setup
 from dit_compile.errors import AnalysisError
 from dit_compile.files import write_atomically
+from dit_compile.json_files import JsonError, parse_json, read_as
 
 #: Rows, inputs and outputs of products that are typical of diffusion transformers, and a large one.
 SHAPES = ((512, 1152, 4608), (512, 4608, 1152), (2048, 2048, 2048))
@@ -73,17 +75,21 @@ class Roofline:
             AnalysisError: the text is not a roofline.
         """
         try:
-            data = json.loads(text)
-            if set(data) != {each.name for each in fields(Roofline)}:
-                raise ValueError("the fields differ")
-            rates = {str(name): float(rate) for name, rate in data["matmul_flops"].items()}
-            setup = {str(name): str(value) for name, value in data["setup"].items()}
-            roofline = Roofline(str(data["device"]), rates, float(data["bandwidth"]), setup)
-            if not all(rate > 0 for rate in (*rates.values(), roofline.bandwidth)):
-                raise ValueError("a rate is not positive")
-        except (ValueError, TypeError, AttributeError) as error:
+            return _checked(parse_json(text))
+        except JsonError as error:
             raise AnalysisError(f"this is not a roofline: {error}") from error
-        return roofline
+
+
+def _checked(data: Any) -> Roofline:
+    """A roofline from its JSON.
+
+    Raises:
+        JsonError: it is none.
+    """
+    roofline: Roofline = read_as(Roofline, data, "the roofline")
+    if not all(rate > 0 for rate in (*roofline.matmul_flops.values(), roofline.bandwidth)):
+        raise JsonError("a rate is not positive")
+    return roofline
 
 
 def predicted_seconds(

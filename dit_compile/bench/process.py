@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_compile.errors import DitcError
+from dit_compile.json_files import JsonError, parse_json, read_as
 
 
 def run_apart(
@@ -41,7 +42,11 @@ def run_apart(
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise DitcError(f"{what} failed (exit status {done.returncode}):\n{last}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    printed = done.stdout.splitlines() or [""]
+    try:
+        found: dict[str, Any] = read_as(dict[str, Any], parse_json(printed[-1], finite=False), what)
+    except JsonError as error:
+        raise DitcError(f"{what} printed no result: {error}") from None
     return found
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,8 @@ from pathlib import Path
 from dit_compile.bundle.manifest import File, Manifest
 from dit_compile.bundle.onnx_file import check_model
 from dit_compile.errors import BundleError
+from dit_compile.files import filled_folder
+from dit_compile.json_files import JsonError, read_json
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 64 << 20
@@ -34,18 +34,9 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     _check_free(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        new = work / "new"
-        new.mkdir()
+    with filled_folder(path) as new:
         yield new
         _check_free(path, overwrite)
-        if path.exists():
-            path.rename(work / "old")
-        new.rename(path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -94,10 +85,10 @@ def read_manifest(path: Path) -> Manifest:
     if _size(path, MANIFEST) > _MAX_MANIFEST:
         raise BundleError(f"{MANIFEST} is larger than any manifest; export the model again")
     try:
-        text = (path / MANIFEST).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{MANIFEST} is no text: {error}; export the model again") from error
-    return Manifest.from_json(text)
+        data = read_json(path / MANIFEST, limit=_MAX_MANIFEST)
+    except JsonError as error:
+        raise BundleError(f"{MANIFEST} is no JSON: {error}; export the model again") from error
+    return Manifest.from_data(data)
 
 
 @contextlib.contextmanager

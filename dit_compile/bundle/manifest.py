@@ -12,6 +12,7 @@ from typing import Any
 from dit_compile.bundle.schema import violation
 from dit_compile.errors import BundleError
 from dit_compile.ir.interface import Binding, Input, InputKind, OutputKind
+from dit_compile.json_files import JsonError, parse_json
 
 FORMAT = "ditc-bundle"
 VERSION = 1
@@ -184,11 +185,20 @@ class Manifest:
             BundleError: it is no manifest, of another version, or contradicts itself.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except JsonError as error:
             raise BundleError(
                 f"manifest.json is no JSON: {error}; export the model again"
             ) from error
+        return cls.from_data(data)
+
+    @classmethod
+    def from_data(cls, data: Any) -> Manifest:
+        """Check what the JSON of a manifest holds.
+
+        Raises:
+            BundleError: it is no manifest, of another version, or contradicts itself.
+        """
         if not isinstance(data, dict) or data.pop("bundle", None) != FORMAT:
             raise BundleError("manifest.json is not that of a ditc bundle")
         version = data.pop("version", None)

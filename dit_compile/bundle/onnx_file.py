@@ -6,6 +6,7 @@ payload. Only the few fields that lead to tensors and operators' domains are loo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from dit_compile.errors import BundleError
@@ -24,6 +25,8 @@ _FIELDS: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "external"},
 }
+#: At most 64 bits: Python refuses to read numbers of thousands of digits.
+_POSITION = re.compile("[0-9]{1,19}")
 _DOMAINS = ("", "ai.onnx", "com.microsoft", "pkg.onnxscript.torch_lib.common")
 #: Operators that read files or run code of their own.
 _REFUSED = (b"EPContext", b"PyOp")
@@ -70,7 +73,7 @@ def _check_external(name: str, message: memoryview, files: Mapping[str, int]) ->
     if location not in files:
         raise BundleError(f"{name} refers to the file {location!r}, which is not the bundle's")
     numbers = [entries.get(key, "0") for key in ("offset", "length")]
-    if not all(number.isascii() and number.isdigit() for number in numbers):
+    if not all(map(_POSITION.fullmatch, numbers)):
         raise BundleError(f"{name} refers to {location} by {numbers}, which are no positions")
     if sum(map(int, numbers)) > files[location]:
         raise BundleError(f"{name} refers to bytes behind the end of {location}")

@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from dit_compile.calibration.measured import Measured
 from dit_compile.errors import PlanError
+from dit_compile.json_files import JsonError, parse_json, read_as
 
 #: What was recorded, by the text of the pipeline that recorded it.
 Measurements = Mapping[str, Measured]
+
+_DIMENSIONS = {"times": 1, "changes": 2, "ratios": 1, "products": 2}
 
 
 def pack(measurements: Measurements) -> bytes:
@@ -48,14 +51,33 @@ def unpack(path: Path, sha256: str) -> dict[str, Measured]:
         PlanError: it is another file, or no such file.
     """
     try:
+        if not path.is_file():
+            raise JsonError("it is no regular file")
         if digest(path.read_bytes()) != sha256:
             raise PlanError(f"the measurements {str(path)!r} are not those of the plan beside them")
         with safe_open(path, "np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            recordings: list[str] = json.loads(file.metadata()["recordings"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            listed = parse_json((file.metadata() or {}).get("recordings", "null"))
+            recordings = read_as(list[str], listed, "recordings")
+            tensors = {name: _checked(name, file.get_tensor(name)) for name in sorted(file.keys())}
+        return {text: _measured(tensors, f"{i}.") for i, text in enumerate(recordings)}
+    except PlanError:
+        raise
+    except KeyError as error:
+        raise PlanError(f"the measurements {str(path)!r} lack {error}") from None
+    except Exception as error:  # safetensors raises whatever numpy does for types it has not
         raise PlanError(f"cannot read the measurements {str(path)!r}: {error}") from None
-    return {text: _measured(tensors, f"{i}.") for i, text in enumerate(recordings)}
+
+
+def _checked(name: str, tensor: np.ndarray) -> np.ndarray:
+    """A tensor of the type and number of dimensions that :func:`pack` gives one of its name.
+
+    Raises:
+        JsonError: it is another.
+    """
+    what = name.split(".")[1] if name.count(".") else ""
+    if tensor.dtype != np.float64 or tensor.ndim != _DIMENSIONS.get(what):
+        raise JsonError(f"{name} is {tensor.dtype} of {tensor.ndim} dimensions")
+    return tensor
 
 
 def digest(data: bytes) -> str:

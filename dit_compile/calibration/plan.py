@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from string import hexdigits
 
 import torch
 from rich.console import Console
@@ -24,12 +25,15 @@ from dit_compile.errors import PlanError
 from dit_compile.files import write_atomically
 from dit_compile.ir.fake import tensor_of
 from dit_compile.ir.program import InputKind, Program, placeholders
+from dit_compile.json_files import JsonError, read_as, read_json
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.report.terminal import terminal
 
 #: Goes up when a file of an earlier version can no longer be read.
 VERSION = 1
 _SAMPLE = 64
+#: Digits of its hash in the name of a file of measurements.
+_HASH = 16
 
 
 @dataclass(frozen=True)
@@ -138,18 +142,28 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the Plan as JSON, and what was recorded beside it as safetensors.
 
+        The other file of ``my.plan.json`` is ``my.plan.<hash>.safetensors``, and the JSON names it.
+        It is written first and the one of an earlier Plan removed last, so that at every moment
+        the JSON is that of one Plan with its own measurements.
+
         Returns:
-            The path of the JSON, which is complete at any time; the other file is
-            ``my.plan.safetensors`` for ``my.plan.json``.
+            The path of the JSON.
+
+        Raises:
+            OSError: a file cannot be written.
         """
         target = Path(path)
         data = {"version": VERSION, **dataclasses.asdict(self)}
         if self.measured:
             packed = pack(self.measured)
-            beside = target.with_suffix(".safetensors")
-            write_atomically(beside, packed)
-            data["measured"] = {"file": beside.name, "sha256": digest(packed)}
+            name = f"{target.stem}.{digest(packed)[:_HASH]}.safetensors"
+            write_atomically(target.with_name(name), packed)
+            data["measured"] = {"file": name, "sha256": digest(packed)}
+        before = _named(target)
         write_atomically(target, json.dumps(data, indent=1) + "\n")
+        if before is not None and _is_own(before, target) and before != _named(target):
+            with contextlib.suppress(OSError):
+                target.with_name(before).unlink()
         return target
 
     @classmethod
@@ -159,29 +173,20 @@ class Plan:
         Raises:
             PlanError: there is no such file, or it is no Plan of this version.
         """
-        try:
-            data = json.loads(Path(path).read_text())
-            version = data.pop("version")
-        except (OSError, ValueError, AttributeError, KeyError) as error:
-            raise PlanError(f"cannot read the plan {str(path)!r}: {_reason(error)}") from None
-        if version != VERSION:
-            raise PlanError(
-                f"the plan {str(path)!r} has version {version}, and this ditc reads {VERSION}; "
-                "make it again with ditc.calibrate"
-            )
-        try:
-            return cls._from(data, Path(path).parent)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise PlanError(f"the plan {str(path)!r} is damaged: {_reason(error)}") from None
-
-    @classmethod
-    def _from(cls, data: dict[str, Any], folder: Path) -> Self:
-        weights = {
-            path: Weight(tuple(known["shape"]), known["sample"])
-            for path, known in data.pop("weights").items()
-        }
-        curve = [Trial(**trial) for trial in data.pop("curve")]
-        return cls(weights=weights, curve=curve, measured=_beside(folder, data), **data)
+        saved = _Saved.read(Path(path))
+        measured = saved.measurements(Path(path).parent)
+        if measured is None:  # its file is gone: perhaps because another Plan was saved just now
+            saved = _Saved.read(Path(path))
+            measured = saved.measurements(Path(path).parent)
+        return cls(
+            saved.passes,
+            saved.steps,
+            saved.weights,
+            saved.curve,
+            saved.made_with,
+            measured or {},
+            saved.depths,
+        )
 
     @classmethod
     def of(cls, plan: Self | str | os.PathLike[str]) -> Self:
@@ -243,14 +248,70 @@ def _last(path: str, depths: Depths) -> str:
     return f"number {depths[path]}" if path in depths else "none"
 
 
-def _beside(folder: Path, data: dict[str, Any]) -> Measurements:
-    """What was recorded, from the file that a Plan names; decisions do without it."""
-    named = data.pop("measured", None)
-    if not named:
-        return {}
-    file = folder / Path(named["file"]).name
-    return unpack(file, named["sha256"]) if file.exists() else {}
+@dataclass(frozen=True)
+class _Saved:
+    """A Plan as its file has it; ``measured`` has the name and the hash of the file beside it."""
+
+    passes: str
+    steps: int
+    weights: Mapping[str, Weight]
+    curve: Sequence[Trial]
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, str] = field(default_factory=dict)
+    depths: Sequence[Depths] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the JSON of a Plan.
+
+        Raises:
+            PlanError: there is no such file, or it is no Plan of this version.
+        """
+        try:
+            data = read_json(path, finite=False)  # equal samples have an infinite PSNR
+            if not isinstance(data, dict) or "version" not in data:
+                raise JsonError("it is no plan")
+        except JsonError as error:
+            raise PlanError(f"cannot read the plan {str(path)!r}: {error}") from None
+        version = data.pop("version")
+        if version != VERSION:
+            raise PlanError(
+                f"the plan {str(path)!r} has version {version!r}, and this ditc reads {VERSION}; "
+                "make it again with ditc.calibrate"
+            )
+        try:
+            saved: Self = read_as(cls, data, "the plan")
+            if saved.measured and not {"file", "sha256"} <= saved.measured.keys():
+                raise JsonError("measured has no file")
+        except JsonError as error:
+            raise PlanError(f"the plan {str(path)!r} is damaged: {error}") from None
+        return saved
+
+    def measurements(self, folder: Path) -> Measurements | None:
+        """What was recorded; ``None`` if its file is gone: decisions do without it.
+
+        Raises:
+            PlanError: the file is another one, or leads out of the folder.
+        """
+        if not self.measured:
+            return {}
+        name = self.measured["file"]
+        if name != os.path.basename(name) or name in ("", ".", ".."):
+            raise PlanError(f"the plan names the file {name!r}, which does not lie beside it")
+        file = folder / name
+        return unpack(file, self.measured["sha256"]) if os.path.lexists(file) else None
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _named(path: Path) -> str | None:
+    """The file of measurements that the Plan at ``path`` names, if there is a Plan."""
+    try:
+        return _Saved.read(path).measured.get("file")
+    except PlanError:
+        return None
+
+
+def _is_own(name: str, path: Path) -> bool:
+    """Whether a file of measurements is one that :meth:`Plan.save` wrote for this path."""
+    stem, _, digits = name.removesuffix(".safetensors").rpartition(".")
+    hashed = stem == path.stem and len(digits) == _HASH and set(digits) <= set(hexdigits)
+    return hashed or name == path.with_suffix(".safetensors").name

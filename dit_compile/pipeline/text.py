@@ -12,6 +12,8 @@ from dit_compile.errors import PipelineError
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _WORD = re.compile(r"[^\s,{}\[\]=\"]+")
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
+#: Lists within each other.
+_DEPTH = 16
 _LITERALS = {"true": True, "false": False, "none": None}
 
 
@@ -88,12 +90,14 @@ class _Parser:
             self._expect("}")
         return Item(name, options)
 
-    def _value(self) -> Any:
+    def _value(self, depth: int = 0) -> Any:
         if self._peek() == "[":
+            if depth == _DEPTH:
+                self._fail(f"more than {_DEPTH} lists within each other")
             self._expect("[")
             values = []
             while self._peek() != "]":
-                values.append(self._value())
+                values.append(self._value(depth + 1))
                 if self._peek() != "]":
                     self._expect(",", or_else="]")
             self._expect("]")

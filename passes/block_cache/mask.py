@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dit_compile.errors import PipelineError
 from dit_compile.ir.schedule import Done, Row, Step
+from dit_compile.json_files import JsonError, read_json, wrong_type
 from dit_compile.passes.block_cache.calibrated import position
 from dit_compile.passes.block_cache.policy import CachePolicy
 
@@ -116,11 +117,17 @@ def print_mask(mask: Mapping[str, Sequence[int]]) -> str:
 
 def _from_json(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"insert-block-cache: cannot read the mask {path}: {error}") from None
-    return {_ALL: found} if isinstance(found, list) else dict(found)
+        found = read_json(path)
+        if not isinstance(found, (list, dict)):
+            raise wrong_type("it", "a list or an object", found)
+    except JsonError as error:
+        raise PipelineError(
+            f"insert-block-cache: cannot read the mask {str(path)!r}: {error}"
+        ) from None
+    return {_ALL: found} if isinstance(found, list) else found
 
+
+_GROUP = re.compile(r"[\w.-]+")
 
 #: What SmoothCache calls the types of branches.
 _SMOOTH = {
@@ -136,6 +143,11 @@ def _checked(found: Mapping[str, object], source: str) -> dict[str, tuple[int, .
     rows: dict[str, tuple[int, ...]] = {}
     for group, row in found.items():
         digits = [str(digit) for digit in row] if isinstance(row, (list, tuple)) else []
+        if not _GROUP.fullmatch(group):
+            raise PipelineError(
+                f"insert-block-cache: the mask in {source!r} names the branches {group!r}; give "
+                "types of branches, such as attn, cross and mlp"
+            )
         if not digits or not set(digits) <= {"0", "1"} or digits[0] != "1":
             raise PipelineError(
                 f"insert-block-cache: the mask of {group!r} in {source!r} must have a 1 or 0 for "

@@ -21,6 +21,7 @@ from dit_compile.bench.caching.tuning import Tried
 from dit_compile.bench.results import turn_ratio
 from dit_compile.errors import OptionError
 from dit_compile.files import write_atomically
+from dit_compile.json_files import JsonError, read_as, read_json, wrong_type
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,49 @@ def tried_before(
     path = out / "cache.json"
     if not path.exists():
         return []
-    data = json.loads(path.read_text())
+    try:
+        data = read_json(path, finite=False)  # equal pictures have an infinite PSNR
+        if not isinstance(data, dict):
+            raise wrong_type("it", "an object", data)
+        made_with = read_as(dict[str, Any], data.get("options"), "options")
+        tried = read_as(dict[str, list[_Entry]], data.get("tried", {}), "tried")
+    except JsonError as error:
+        raise OptionError(
+            f"cannot resume from {str(path)!r}: {error}; leave out --resume or choose another --out"
+        ) from None
     for name in ("tuned", "steps", "guidance_scale"):
-        if data["options"][name] != options[name]:
+        if made_with.get(name) != options[name]:
             raise OptionError(
-                f"{path} was made with {name}={data['options'][name]}, not {options[name]}; "
+                f"{path} was made with {name}={made_with.get(name)}, not {options[name]}; "
                 "leave out --resume or choose another --out"
             )
-    numbers = {
-        tuple(entry.pop("contender").values()): entry
-        for entry in data.get("tried", {}).get(model, ())
-    }
     named = {(each.group, each.method, each.setting): each for each in contenders}
-    return [Tried(each, **numbers[name]) for name, each in named.items() if name in numbers]
+    found = {entry.contender: entry for entry in tried.get(model, ())}
+    return [
+        Tried(each, entry.flop_ratio, entry.psnr, entry.frechet, entry.kept_bytes)
+        for name, each in named.items()
+        if (entry := found.get(_Named(*name)))
+    ]
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A contender as results have it."""
+
+    group: str
+    method: str
+    setting: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What was tried, as results have it."""
+
+    contender: _Named
+    flop_ratio: float
+    psnr: float
+    frechet: float
+    kept_bytes: int
 
 
 def _plain(value: Any) -> Any:
