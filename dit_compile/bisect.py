@@ -18,6 +18,7 @@ from dit_compile.pipeline.pipeline import Instrument, PassRecord, Pipeline, Pipe
 from dit_compile.report.codec import plain_fields
 from dit_compile.report.diff import diff_lines
 from dit_compile.report.model import Rewrite
+from dit_compile.shown import shown
 
 #: The first ``i`` passes as a whole, then ``n`` rewrites of the next; ``None`` for all passes.
 Limit = tuple[int, int] | None
@@ -67,7 +68,7 @@ class Culprit:
         lines = [f"first failing: pass {self.name} (#{self.position}){which}; {self.runs} runs"]
         if self.change is not None:
             lines += diff_lines(f"#{self.position} {self.name}", [self.change])
-            lines += [f"source: {self.change.source}"] if self.change.source else []
+            lines += [shown(f"source: {self.change.source}")] if self.change.source else []
         return "\n".join(lines)
 
 

@@ -10,11 +10,16 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from dit_compile.shown import shown
+
 T = TypeVar("T")
 
 
 class DitcError(Exception):
-    """Base of all errors raised by ditc."""
+    """Base of all errors raised by ditc; what they quote from files commands no terminal."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__(), lines=True)
 
 
 class UnsupportedTorchError(DitcError):
@@ -61,6 +66,10 @@ class BackendError(DitcError):
     """A backend cannot compile or run a graph."""
 
 
+class CacheError(DitcError):
+    """ditc's cache folder cannot be written to, or others could have put files there."""
+
+
 class SessionError(DitcError):
     """A Session was used in a way that it cannot serve."""
 
@@ -87,6 +96,9 @@ class ReportError(DitcError):
 
 class DitcWarning(UserWarning):
     """Something was left out or done the slow way; the result is still right."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__(), lines=True)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from dit_compile.bundle.manifest import Manifest, Value
 from dit_compile.calibration.plan import Plan
 from dit_compile.capture.export import capture_module
 from dit_compile.errors import CaptureError, OptionError
+from dit_compile.files import write_atomically
 from dit_compile.ir.fingerprint import fingerprint
 from dit_compile.ir.interface import MAIN, Binding, InputKind, OutputKind
 from dit_compile.ir.program import Program, output_args, placeholders
@@ -109,7 +110,7 @@ def export(
         )
         text = manifest.to_json()
         Manifest.from_json(text)  # what nobody could load is never moved into place
-        (folder / MANIFEST).write_text(text, "utf-8")
+        write_atomically(folder / MANIFEST, text)
     return manifest
 
 

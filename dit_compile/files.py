@@ -21,7 +21,7 @@ _KEPT = 40
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
     """Write ``content`` to ``path``; until it is all there, what was there before stays.
 
     Text is written as UTF-8, with the line ends that it has. See :func:`replaced` for links, modes
@@ -30,17 +30,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: the folder is missing or cannot be written to.
     """
-    with replaced(path) as draft:
+    with replaced(path, mode=mode) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, *, mode: int | None = None) -> Iterator[Path]:
     """A file to write, which becomes ``path`` when the block ends, and vanishes if it raises.
 
     It has the ending of ``path``, by which some writers choose a format. In the end it has the mode
     of the file that it replaces, or the one that the umask gives. A link stays, and what it points
     to is replaced. A device or a pipe cannot be replaced, so it is written to.
+
+    Args:
+        path: where the file goes.
+        mode: of the file, in place of these.
 
     Raises:
         OSError: the folder is missing or cannot be written to.
@@ -52,7 +56,8 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield draft
         if regular:
-            os.chmod(draft, usual if found is None else stat.S_IMODE(found))
+            own = usual if found is None else stat.S_IMODE(found)
+            os.chmod(draft, own if mode is None else mode)
             _flush(draft)
             os.replace(draft, target)
         else:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shlex
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,9 @@ import torch
 
 import dit_compile
 from dit_compile import config
+from dit_compile.cache_folder import cache_folder, distrust
 from dit_compile.errors import DitcError
+from dit_compile.files import filled_folder, write_atomically
 from dit_compile.ir.fake import describe
 from dit_compile.ir.printer import print_program
 from dit_compile.ir.program import InputKind, Program
@@ -34,7 +33,7 @@ def write_repro(
     weights: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Write a folder that reproduces a failure; one that is there already is left as it is.
+    """Write a folder that reproduces a failure; one of this user's that is there already stays.
 
     It holds ``program.txt`` (the IR as the pass found it), ``case.py`` (the same as a module that
     runs, and the target of ``ditc explain``), ``repro.json`` (pipeline, error, versions, shapes,
@@ -56,25 +55,19 @@ def write_repro(
     item = pipeline.passes[position]
     name = f"{item.name}-{hashlib.sha256(f'{text}{item}'.encode()).hexdigest()[:12]}"
     place = folder / name
-    if place.exists():
+    if place.exists() and not any(distrust(each, place) for each in (place, *place.iterdir())):
         return place
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}."))
-    try:
-        title = f"What {item.name} fails on."
-        facts = _facts(program, pipeline, position, str(error), seed)
-        facts["command"] = shlex.join(
-            ["ditc", "explain", f"{place / 'case.py'}:target", "--passes", str(item)]
-        )
-        (draft / "program.txt").write_text(text + "\n", encoding="utf-8")
-        (draft / "case.py").write_text(runnable(program, title=title, seed=seed), encoding="utf-8")
-        (draft / "repro.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    title = f"What {item.name} fails on."
+    facts = _facts(program, pipeline, position, str(error), seed)
+    facts["command"] = shlex.join(
+        ["ditc", "explain", f"{place / 'case.py'}:target", "--passes", str(item)]
+    )
+    with filled_folder(place) as draft:
+        write_atomically(draft / "program.txt", text + "\n")
+        write_atomically(draft / "case.py", runnable(program, title=title, seed=seed))
+        write_atomically(draft / "repro.json", json.dumps(facts, indent=2) + "\n")
         if weights:
             _save_weights(program, draft / "weights.safetensors")
-        os.replace(draft, place)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return place
 
 
@@ -87,6 +80,8 @@ def keep_repro(program: Program, pipeline: Pipeline, position: int, error: DitcE
     if folder is None:
         return ""
     try:
+        if folder.parent == config.cache_dir():
+            folder = cache_folder(folder.name)
         return f"\n  repro: {write_repro(program, pipeline, position, error, folder)}"
     except Exception as failure:
         return f"\n  no repro was kept: {type(failure).__name__}: {failure}"

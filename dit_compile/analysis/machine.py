@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dit_compile.cache_folder import FILE_MODE, cache_folder, distrust, warn_once
 from dit_compile.config import cache_dir
-from dit_compile.errors import AnalysisError
+from dit_compile.errors import AnalysisError, CacheError
+from dit_compile.files import write_atomically
+from dit_compile.json_files import JsonError, read_json
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -90,3 +95,26 @@ def cache_file(kind: str, device: str | torch.device) -> Path:
     setup = json.dumps(describe_setup(device), sort_keys=True)
     digest = hashlib.sha256(setup.encode()).hexdigest()[:16]
     return cache_dir() / kind / f"{device.type}-{digest}.json"
+
+
+def read_kept(path: Path) -> Any:
+    """What a file of measurements holds; ``None`` if there is none, or it cannot be read.
+
+    Numbers that someone else could have written are not taken, and a warning says so.
+    """
+    why = distrust(path)
+    if why:
+        warn_once(f"{why}; what was measured there is not believed")
+        return None
+    try:
+        return read_json(path)
+    except JsonError:
+        return None
+
+
+def keep(path: Path, measured: Any) -> None:
+    """Write a file of measurements; where it cannot be, other processes measure for themselves."""
+    with contextlib.suppress(OSError, CacheError):
+        folder = cache_folder(path.parent.name)
+        text = json.dumps(measured, indent=2, allow_nan=False)
+        write_atomically(folder / path.name, text, mode=FILE_MODE)

@@ -6,8 +6,6 @@ and find nothing in Inductor's cache.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import statistics
 import threading
 import time
@@ -16,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from dit_compile.analysis.machine import cache_file
+from dit_compile.analysis.machine import cache_file, keep, read_kept
 from dit_compile.errors import BackendError
-from dit_compile.files import write_atomically
+from dit_compile.json_files import JsonError, read_as
 
 #: Computes something one way, and another way.
 Ways = tuple[Callable[[], object], Callable[[], object]]
@@ -46,18 +44,16 @@ def speedup_of(name: str, ways: Callable[[], Ways]) -> float:
         known = _known[path]
         if name not in known:
             known[name] = _speedup(ways)
-            with contextlib.suppress(OSError):  # then other processes measure for themselves
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, json.dumps({**_read(path), **known}, indent=2))
+            keep(path, {**_read(path), **known})
         return known[name]
 
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(ratio) for name, ratio in read.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        ratios: dict[str, float] = read_as(dict[str, float], read_kept(path), "the file")
+    except JsonError:
         return {}
+    return {name: ratio for name, ratio in ratios.items() if ratio >= 0}
 
 
 def _speedup(ways: Callable[[], Ways]) -> float:

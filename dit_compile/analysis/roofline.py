@@ -20,9 +20,14 @@ import torch
 from torch.nn.functional import linear
 
 from dit_compile.analysis.cost import Cost, CostValue
-from dit_compile.analysis.machine import cache_file, checked_device, describe_setup
+from dit_compile.analysis.machine import (
+    cache_file,
+    checked_device,
+    describe_setup,
+    keep,
+    read_kept,
+)
 from dit_compile.errors import AnalysisError
-from dit_compile.files import write_atomically
 from dit_compile.json_files import JsonError, parse_json, read_as
 
 #: Rows, inputs and outputs of products that are typical of diffusion transformers, and a large one.
@@ -259,12 +264,11 @@ def load_or_measure(
     path = cache_file("roofline", device)
     if not refresh:
         try:
-            kept = Roofline.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, AnalysisError):
+            kept = _checked(read_kept(path))
+        except JsonError:
             kept = None
         if kept is not None and dict(kept.setup) == describe_setup(device):
             return kept
     roofline = measure_roofline(device, seconds=seconds)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, roofline.to_json())
+    keep(path, asdict(roofline))
     return roofline

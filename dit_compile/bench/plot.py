@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from dit_compile.files import replaced
 from dit_compile.optional import require
 
 
@@ -36,4 +37,5 @@ def save_plot(path: Path, rows: Sequence[_Bar]) -> None:
     axes.set_xticks(range(len(models)), models, rotation=20, ha="right")
     axes.set_ylabel("speed-up over torch.compile")
     axes.legend(frameon=False, ncols=len(ways))
-    figure.savefig(path, dpi=150)
+    with replaced(Path(path)) as draft:
+        figure.savefig(draft, dpi=150)

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from dit_compile.calibration.runs import Outcome, Runs, Sample
 from dit_compile.errors import OptionError
+from dit_compile.files import replaced
 from dit_compile.ir.fingerprint import fingerprint
 from dit_compile.optional import require
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.quality.metrics import psnr, relative_l2
 from dit_compile.report.model import Share, Trajectory
-from dit_compile.report.terminal import terminal
+from dit_compile.report.terminal import PlainProgress, terminal
 from dit_compile.report.trajectory import panels, print_trajectory
 
 
@@ -79,7 +79,8 @@ class Attribution:
             alone = f"{self.approximation} in this block alone"
             axes.set_title("up to this pass" if first == "pass" else alone, fontsize="medium")
             axes.set_xlabel("relative L2 error of the final samples")
-        figure.savefig(path, dpi=150)
+        with replaced(Path(path)) as draft:
+            figure.savefig(draft, dpi=150)
         return Path(path)
 
     def data(self) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def attribute(
         raise OptionError(f"samples must be at least 1, not {samples}")
     how = {"target": "eager", **(options or {})}
     plain = getattr(model, "_orig_mod", model)
-    with Progress(console=terminal(stderr=True), disable=not progress, transient=True) as shown:
+    with PlainProgress(disable=not progress, transient=True) as shown:
         run = Runs(sample, plain, range(seed, seed + samples), how, shown)
         want = torch.cat(run.plain())
         fitted = run.fit(Pipeline.parse(passes)).passes

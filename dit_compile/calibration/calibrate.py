@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import nn
 
 import dit_compile
@@ -16,7 +15,7 @@ from dit_compile.calibration.runs import Runs, Sample
 from dit_compile.errors import OptionError
 from dit_compile.ir.origin import normalize_path
 from dit_compile.pipeline.pipeline import Pipeline
-from dit_compile.report.terminal import terminal
+from dit_compile.report.terminal import PlainProgress
 
 
 def calibrate(
@@ -73,7 +72,7 @@ def calibrate(
     asked = Pipeline.parse(passes) if passes is not None else None
     plain = getattr(model, "_orig_mod", model)
     curve: list[Trial] = []
-    with Progress(console=terminal(stderr=True), disable=not progress, transient=True) as shown:
+    with PlainProgress(disable=not progress, transient=True) as shown:
         run = Runs(sample, plain, range(seed, seed + samples), dict(options or {}), shown)
         if budget:
             chosen, curve = search(run, budget, asked, scale)

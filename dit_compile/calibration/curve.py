@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from dit_compile.files import replaced
 from dit_compile.optional import require
+from dit_compile.report.terminal import plain
+from dit_compile.shown import shown
 
 if TYPE_CHECKING:
     from dit_compile.calibration.plan import Trial
@@ -30,7 +33,7 @@ def curve_table(curve: Sequence[Trial], chosen: str) -> Table:
     for number, trial in enumerate(curve):
         table.add_row(
             "->" if trial.passes == chosen else "",
-            _varied(trial) if number else "uncached",
+            plain(_varied(trial) if number else "uncached"),
             f"{trial.flop_ratio:.2f}x",
             f"{trial.speed_up:.2f}x",
             "-" if math.isinf(trial.psnr) else f"{trial.psnr:.1f} dB",
@@ -57,13 +60,14 @@ def save_curve(path: str | os.PathLike[str], curve: Sequence[Trial]) -> Path:
             [trial.flop_ratio for trial in trials],
             [trial.psnr for trial in trials],
             marker="o",
-            label=method,
+            label=shown(method).replace("$", r"\$"),  # else it is read as a formula
         )
     axes.set_xlabel("fewer operations than uncached (ratio)")
     axes.set_ylabel("PSNR against uncached (dB)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with replaced(Path(path)) as draft:
+        figure.savefig(draft, dpi=150)
     return Path(path)
 
 

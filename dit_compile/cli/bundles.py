@@ -18,6 +18,7 @@ from dit_compile.bundle.arrays import bound
 from dit_compile.bundle.loaded import LoadedProgram, load
 from dit_compile.cli.described import graph_table
 from dit_compile.errors import OptionError
+from dit_compile.files import replaced
 from dit_compile.report.terminal import terminal
 from dit_compile.runtime.generation import MODES
 from dit_compile.runtime.session import session
@@ -85,8 +86,22 @@ def run(args: argparse.Namespace) -> None:
             seconds.setdefault(how, []).append(took)
     if args.save:
         named = zip((value.name for value in loaded.manifest.results), results, strict=True)
-        np.savez(args.save, **dict(named))
+        _save(args.save, dict(named))
     _report(loaded, ready, seconds)
+
+
+def _save(path: str, arrays: Arrays) -> None:
+    """Write arrays as numpy does, which puts ``.npz`` behind a name without it.
+
+    Raises:
+        OptionError: the file cannot be written.
+    """
+    target = Path(path if path.endswith(".npz") else f"{path}.npz")
+    try:
+        with replaced(target) as draft, draft.open("wb") as file:
+            np.savez(file, **arrays)
+    except OSError as error:
+        raise OptionError(f"cannot write {str(target)!r}: {error}") from error
 
 
 def _report(loaded: LoadedProgram, ready: float, seconds: Mapping[str, list[float]]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from rich.table import Table
 
 from dit_compile.demo import digits
@@ -23,7 +22,7 @@ from dit_compile.explanation import Explanation, explain
 from dit_compile.ir.program import MAIN
 from dit_compile.quality.compilations import Compilations
 from dit_compile.quality.metrics import class_accuracy, frechet_distance, psnr
-from dit_compile.report.terminal import terminal
+from dit_compile.report.terminal import PlainProgress, terminal
 from dit_compile.runtime.session import session
 
 
@@ -83,7 +82,7 @@ def run_demo(options: DemoOptions) -> list[Way]:
     console = terminal()
     labels = torch.arange(options.images) % digits.NUM_CLASSES
     ways = _ways(options, bundled)
-    with Progress(console=terminal(stderr=True)) as progress:
+    with PlainProgress() as progress:
         steps = options.repeats * options.num_inference_steps
         bars = [progress.add_task(way.name, total=steps + 1) for way in ways]
         for way, bar in zip(ways, bars, strict=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from dit_compile.files import replaced
 from dit_compile.optional import require
 
 _SCALE = 8
@@ -40,4 +41,5 @@ def save_sheet(path: Path, rows: Sequence[tuple[str, torch.Tensor]]) -> None:
             )
             sheet.paste(tile, (_LABEL_WIDTH + column * cell_w, top))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with replaced(path) as draft:
+        sheet.save(draft)

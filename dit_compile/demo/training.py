@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dit_compile.demo import digits
 from dit_compile.demo.bundled import BundledModel
+from dit_compile.files import replaced
 from dit_compile.quality.metrics import class_accuracy
 
 log = logging.getLogger(__name__)
@@ -187,10 +188,8 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def write_safetensors(tensors: State, metadata: dict[str, str], path: Path) -> None:
     """Write a file at once, so that an interrupted run never leaves half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
-    partial.chmod(0o644)  # package data is for every user to read
-    partial.replace(path)
+    with replaced(path, mode=0o644) as draft:  # package data is for every user to read
+        save_file({k: v.contiguous() for k, v in tensors.items()}, draft, metadata=metadata)
 
 
 def train(model: nn.Module, loss: Loss, args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dit_compile.errors import OptionError, suggest
 from dit_compile.report.model import Report, Rewrite
+from dit_compile.shown import shown
 
 _VALUE = re.compile(r"%[\w.]+")
 _INDEX = re.compile(r"\b\d+\b")
@@ -80,4 +81,4 @@ def diff_lines(title: str, rewrites: Sequence[Rewrite]) -> list[str]:
         lines.append(f"{title}{place}{same}")
         lines += [f"-  {line}" for line in hunk.first.removed]
         lines += [f"+  {line}" for line in hunk.first.added]
-    return lines
+    return [shown(line) for line in lines]

@@ -14,6 +14,7 @@ from dit_compile.files import write_atomically
 from dit_compile.report.model import Graph, Node, Report, Stage
 from dit_compile.report.references import read_values
 from dit_compile.report.text import Names
+from dit_compile.shown import shown, shown_data
 
 
 def write_graph(report: Report, path: str, *, stage: int = -1) -> None:
@@ -34,7 +35,7 @@ def write_graph(report: Report, path: str, *, stage: int = -1) -> None:
 
 def to_networkx(report: Report, stage: Stage) -> nx.MultiDiGraph:
     """All graphs of a stage in one; nodes are identities, edges go from a value to its readers."""
-    found = nx.MultiDiGraph(model=report.model)
+    found = nx.MultiDiGraph(model=shown(report.model))
     for graph in stage.graphs:
         nodes = report.nodes_of(graph)
         names = Names(nodes)
@@ -42,12 +43,12 @@ def to_networkx(report: Report, stage: Stage) -> nx.MultiDiGraph:
         for node in nodes:
             found.add_node(
                 node.id,
-                name=names.of(f"%{node.id}"),
-                op=node.op,
-                type=node.type,
-                path=node.path,
-                source=node.source,
-                graph=graph.name,
+                name=shown(names.of(f"%{node.id}")),
+                op=shown(node.op),
+                type=shown(node.type),
+                path=shown(node.path),
+                source=shown(node.source),
+                graph=shown(graph.name),
                 flops=node.flops,
                 bytes=node.bytes,
             )
@@ -85,7 +86,8 @@ def to_model_explorer(report: Report, stage: Stage) -> str:
     graphs = [
         {"id": graph.name, "nodes": list(_explorer_nodes(report, graph))} for graph in stage.graphs
     ]
-    return json.dumps({"label": report.model, "graphs": graphs}, separators=(",", ":"))
+    data = shown_data({"label": report.model, "graphs": graphs})
+    return json.dumps(data, separators=(",", ":"))
 
 
 #: What each ending of a file stands for.
@@ -133,5 +135,5 @@ def _reads(node: Node) -> Iterator[int]:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    escaped = shown(text, lines=True).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

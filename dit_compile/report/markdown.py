@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from dit_compile.report.diff import diff_lines
@@ -10,10 +9,10 @@ from dit_compile.report.model import Report, Share
 from dit_compile.report.table import COLUMNS, header, row
 from dit_compile.report.trajectory import COLUMNS as SHARE_COLUMNS
 from dit_compile.report.trajectory import panels, share_row
+from dit_compile.shown import fence_for, shown_as_code, shown_in_html, shown_in_markdown
 
 #: GitHub cuts a comment off at 65,536 characters.
 LIMIT = 60_000
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
 
 def markdown(report: Report, *, limit: int = LIMIT) -> str:
@@ -24,9 +23,10 @@ def markdown(report: Report, *, limit: int = LIMIT) -> str:
         limit: characters that the text may have; diffs that do not fit are left out, and it says
             so.
     """
-    lines = [f"**{_escaped(header(report))}**", "", _cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
+    title = f"**{shown_in_markdown(header(report))}**"
+    lines = [title, "", _cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
     for position, entry in enumerate(report.passes):
-        cells = [_escaped(cell) for cell in row(report, position)]
+        cells = [shown_in_markdown(cell) for cell in row(report, position)]
         cells[1] = f"**{cells[1]}**" if entry.changed else cells[1]
         lines.append(_cells(cells))
     text = "\n".join(lines) + "\n"
@@ -43,9 +43,10 @@ def markdown(report: Report, *, limit: int = LIMIT) -> str:
         else:
             text += folded
     if left_out:
-        text += f"\nToo long to show here: the diffs of {', '.join(left_out)}.\n"
+        names = shown_in_markdown(", ".join(left_out))
+        text += f"\nToo long to show here: the diffs of {names}.\n"
     if report.command:
-        text += f"\nMade by `{report.command}`\n"
+        text += f"\nMade by {shown_as_code(report.command)}\n"
     return text
 
 
@@ -53,14 +54,9 @@ def _cells(cells: tuple[str, ...] | list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _escaped(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()).replace("  ", " "))
-
-
 def _folded(title: str, diff: list[str]) -> str:
     """A diff in a fence that no line of it can close."""
-    longest = max((len(run) for line in diff for run in re.findall("`+", line)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = fence_for(diff)
     body = "\n".join(diff)
     return _details(title, f"{fence}diff\n{body}\n{fence}")
 
@@ -69,8 +65,8 @@ def _share_table(first: str, shares: list[Share]) -> Iterator[str]:
     yield _cells((first, *SHARE_COLUMNS))
     yield _cells(["---", *["---:"] * len(SHARE_COLUMNS)])
     for share in shares:
-        yield _cells([_escaped(cell) for cell in share_row(share)])
+        yield _cells([shown_in_markdown(cell) for cell in share_row(share)])
 
 
 def _details(title: str, inside: str) -> str:
-    return f"\n<details><summary>{_escaped(title)}</summary>\n\n{inside}\n\n</details>\n"
+    return f"\n<details><summary>{shown_in_html(title)}</summary>\n\n{inside}\n\n</details>\n"

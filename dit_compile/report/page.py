@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -12,6 +13,7 @@ from dit_compile.errors import ReportError
 from dit_compile.files import write_atomically
 from dit_compile.report.codec import to_json
 from dit_compile.report.model import Report
+from dit_compile.shown import shown_data
 
 #: The script's parts in the order in which they are joined.
 SCRIPTS = (
@@ -42,7 +44,7 @@ def page(report: Report) -> str:
 
 def embedded(report: Report) -> str:
     """The report as JSON that is safe inside of a ``script`` element, whatever it contains."""
-    text = to_json(report)
+    text = json.dumps(shown_data(json.loads(to_json(report))), separators=(",", ":"))
     for char in _ESCAPED:
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text

@@ -11,7 +11,9 @@ from rich.text import Text
 from dit_compile.pipeline.base import Kind
 from dit_compile.report.diff import pass_diff
 from dit_compile.report.model import PassEntry, Report
+from dit_compile.report.terminal import plain
 from dit_compile.report.trajectory import decibels, print_trajectory
+from dit_compile.shown import shown
 
 #: What the columns of the table are called.
 COLUMNS = ("#", "pass", "kind", "nodes", "hit/miss", "cost", "error", "notes")
@@ -20,11 +22,11 @@ _SHOWN_MISSES = 3
 
 def print_report(report: Report, console: Console, *, diffs: bool = False) -> None:
     """Write the tables, and with ``diffs`` each pass's diff."""
-    console.print(header(report), highlight=False, markup=False)
+    console.print(plain(header(report)))
     console.print(pass_table(report))
     print_trajectory(report.trajectory, console)
     if diffs:
-        console.print(pass_diff(report), highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(pass_diff(report)), soft_wrap=True)
 
 
 def header(report: Report) -> str:
@@ -36,8 +38,8 @@ def header(report: Report) -> str:
     return "   ".join(
         part
         for part in (
-            report.model,
-            f"torch {report.torch}",
+            shown(report.model),
+            f"torch {shown(report.torch)}",
             nodes,
             f"{flops(before.flops)} -> {flops(after.flops)} a step",
             f"{seconds.pipeline:.2f} s (verify {seconds.verify:.2f} s)",
@@ -55,8 +57,8 @@ def pass_table(report: Report) -> Table:
     for position, entry in enumerate(report.passes):
         approximates = entry.kind == Kind.APPROX.value
         style = "bold yellow" if approximates else "green" if entry.changed else "dim"
-        number, name, *rest, notes = row(report, position)
-        table.add_row(number, Text(name, style=style), *rest, Text(notes))
+        number, name, *rest = row(report, position)
+        table.add_row(number, plain(name, style), *map(plain, rest))
     return table
 
 
@@ -65,8 +67,8 @@ def row(report: Report, position: int) -> tuple[str, ...]:
     entry = report.passes[position]
     return (
         str(position),
-        entry.name,
-        entry.kind,
+        shown(entry.name),
+        shown(entry.kind),
         nodes_cell(entry),
         f"{len(entry.rewrites)}/{len(entry.misses)}",
         cost_cell(report, position),
@@ -115,7 +117,7 @@ def notes_cell(entry: PassEntry) -> str:
         parts.append(f"{count} near miss{plural}: {reason} ({where or 'top level'})")
     if not parts and not entry.changed:
         return "(no change)"
-    return "; ".join(parts)
+    return shown("; ".join(parts))
 
 
 def flops(value: float, *, signed: bool = False) -> str:

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress, TaskID, TextColumn
+from rich.text import Text
+
+from dit_compile.shown import shown
 
 _FILE_WIDTH = 160
+
+
+def plain(text: object, style: str = "") -> Text:
+    """A text for any console, the user's own too: it is no markup, and commands nothing."""
+    return Text(shown(text), style=style)
+
+
+class _Terminal(Console):
+    """A console on which all texts are shown as they are."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """A text, and each cell of a table that is one."""
+        return super().render_str(shown(text, lines=True), **how)
 
 
 def terminal(*, stderr: bool = False) -> Console:
@@ -15,14 +33,24 @@ def terminal(*, stderr: bool = False) -> Console:
     """
     console = Console(stderr=stderr)
     width = None if console.is_terminal else _FILE_WIDTH
-    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    return _Terminal(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
-class JobProgress(Progress):
+class PlainProgress(Progress):
+    """A progress bar whose descriptions, such as pipelines, are no markup."""
+
+    def __init__(self, *, disable: bool = False, transient: bool = False) -> None:
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            *Progress.get_default_columns()[1:],
+            console=terminal(stderr=True),
+            disable=disable,
+            transient=transient,
+        )
+
+
+class JobProgress(PlainProgress):
     """A progress bar for each part of a job of hours; a line at each advance without a terminal."""
-
-    def __init__(self) -> None:
-        super().__init__(console=terminal(stderr=True))
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         """Move a bar on."""

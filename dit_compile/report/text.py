@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dit_compile.report.model import Argument, Graph, Node, Report, Stage
+from dit_compile.shown import shown
 
 
 class Names:
@@ -59,4 +60,4 @@ def graph_text(report: Report, graph: Graph) -> str:
     lines = [f"ditc.graph @{graph.name} ({inputs}) -> ({results}) {{"]
     lines += [f"  {line:<{width}}  {f'# {path}' if path else ''}".rstrip() for line, path in body]
     lines.append("  return " + ", ".join(names.of(item.value) for item in graph.returns))
-    return "\n".join([*lines, "}"])
+    return "\n".join(map(shown, [*lines, "}"]))

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from dit_compile.errors import OptionError
 from dit_compile.report.model import Report, Share, Trajectory
+from dit_compile.report.terminal import plain
+from dit_compile.shown import shown
 
 #: What the columns of the tables are called, behind the one of the pass or block.
 COLUMNS = ("FLOP ratio", "PSNR", "rel. L2")
@@ -22,27 +24,27 @@ def panels(trajectory: Trajectory | None) -> Iterator[tuple[str, str, list[Share
         times = f"{trajectory.generations} x {trajectory.steps} steps"
         yield f"final samples after {times}, with all passes up to each", "pass", trajectory.passes
     if trajectory.blocks:
-        title = f"final samples, with {trajectory.approximation} in one block alone"
+        title = f"final samples, with {shown(trajectory.approximation)} in one block alone"
         yield title, "block", trajectory.blocks
 
 
 def print_trajectory(trajectory: Trajectory | None, console: Console) -> None:
     """Write a table by pass and one by block; nothing without numbers."""
     for title, first, shares in panels(trajectory):
-        console.print(title, soft_wrap=True)
+        console.print(plain(title), soft_wrap=True)
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column(first)
         for name in COLUMNS:
             table.add_column(name, justify="right")
         for share in shares:
-            table.add_row(*share_row(share))
+            table.add_row(*map(plain, share_row(share)))
         console.print(table)
 
 
 def share_row(share: Share) -> tuple[str, str, str, str]:
     """The cells of one pass or block."""
     error = "-" if share.rel_l2 is None else f"{share.rel_l2:.2g}"
-    return share.name, f"{share.flop_ratio:.2f}x", decibels(share), error
+    return shown(share.name), f"{share.flop_ratio:.2f}x", decibels(share), error
 
 
 def decibels(share: Share) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dit_compile.bench.caching.row import Row
 from dit_compile.bench.caching.tuning import Tried
+from dit_compile.files import replaced
 from dit_compile.optional import require
 
 
@@ -48,7 +49,8 @@ def save_plot(path: Path, rows: Sequence[Row], tried: Sequence[Tried]) -> None:
     for axes in (work, time):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with replaced(Path(path)) as draft:
+        figure.savefig(draft, dpi=150)
 
 
 def _frontier(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
