@@ -68,8 +68,8 @@ class Culprit:
         lines = [f"first failing: pass {self.name} (#{self.position}){which}; {self.runs} runs"]
         if self.change is not None:
             lines += diff_lines(f"#{self.position} {self.name}", [self.change])
-            lines += [shown(f"source: {self.change.source}")] if self.change.source else []
-        return "\n".join(lines)
+            lines += [f"source: {self.change.source}"] if self.change.source else []
+        return "\n".join(map(shown, lines))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def distrust(path: Path, root: Path | None = None) -> str:
     top = cache_dir() if root is None else root
     for each in (path, *path.parents):
         try:
-            found = os.stat(each) if each == top else os.lstat(each)
+            found = os.stat(each) if each == cache_dir() else os.lstat(each)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:

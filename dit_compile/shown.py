@@ -38,10 +38,14 @@ def shown(text: object, *, lines: bool = False) -> str:
     )
 
 
+def shown_on_a_line(text: object) -> str:
+    """``text`` as the cell of a table: line ends and other white space are single spaces."""
+    return shown(" ".join(str(text).split()))
+
+
 def shown_in_markdown(text: object) -> str:
     """``text`` on one line of Markdown: nothing in it is markup, HTML, a link or a mention."""
-    flat = shown(" ".join(str(text).split()))
-    return _LINKED.sub(_apart, _SPECIAL.sub(r"\\\1", flat))
+    return _LINKED.sub(_apart, _SPECIAL.sub(r"\\\1", shown_on_a_line(text)))
 
 
 def shown_as_code(text: object) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from dit_compile.bundle.folder import checked_files, file_entry
 from dit_compile.bundle.manifest import File, Manifest
@@ -28,9 +30,9 @@ from dit_compile.files import draft_prefix, filled_folder, write_atomically
 from dit_compile.json_files import JsonError, read_as, read_json
 
 try:
-    import fcntl
+    fcntl: Any = importlib.import_module("fcntl")
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 _CPU = ("CPUExecutionProvider",)
 _KIND = "prepacked"

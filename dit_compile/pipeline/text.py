@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit_compile.errors import PipelineError
+from dit_compile.shown import shown
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _WORD = re.compile(r"[^\s,{}\[\]=\"]+")
@@ -142,8 +143,9 @@ class _Parser:
             self.at += 1
 
     def _fail(self, reason: str) -> None:
-        flat = self.text.replace("\n", " ")
-        raise PipelineError(f"pipeline text: {reason}\n  {flat}\n  {' ' * self.at}^")
+        parts = self.text[: self.at], self.text[self.at :]
+        before, behind = (shown(part.replace("\n", " ")) for part in parts)
+        raise PipelineError(f"pipeline text: {reason}\n  {before}{behind}\n  {' ' * len(before)}^")
 
 
 def _literal(word: str) -> Any:

@@ -13,7 +13,7 @@ from dit_compile.report.diff import pass_diff
 from dit_compile.report.model import PassEntry, Report
 from dit_compile.report.terminal import plain
 from dit_compile.report.trajectory import decibels, print_trajectory
-from dit_compile.shown import shown
+from dit_compile.shown import shown, shown_on_a_line
 
 #: What the columns of the table are called.
 COLUMNS = ("#", "pass", "kind", "nodes", "hit/miss", "cost", "error", "notes")
@@ -117,7 +117,7 @@ def notes_cell(entry: PassEntry) -> str:
         parts.append(f"{count} near miss{plural}: {reason} ({where or 'top level'})")
     if not parts and not entry.changed:
         return "(no change)"
-    return shown("; ".join(parts))
+    return shown_on_a_line("; ".join(parts))
 
 
 def flops(value: float, *, signed: bool = False) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from dit_compile.errors import OptionError
 from dit_compile.report.model import Report, Share, Trajectory
 from dit_compile.report.terminal import plain
-from dit_compile.shown import shown
+from dit_compile.shown import shown, shown_on_a_line
 
 #: What the columns of the tables are called, behind the one of the pass or block.
 COLUMNS = ("FLOP ratio", "PSNR", "rel. L2")
@@ -44,7 +44,7 @@ def print_trajectory(trajectory: Trajectory | None, console: Console) -> None:
 def share_row(share: Share) -> tuple[str, str, str, str]:
     """The cells of one pass or block."""
     error = "-" if share.rel_l2 is None else f"{share.rel_l2:.2g}"
-    return shown(share.name), f"{share.flop_ratio:.2f}x", decibels(share), error
+    return shown_on_a_line(share.name), f"{share.flop_ratio:.2f}x", decibels(share), error
 
 
 def decibels(share: Share) -> str:

@@ -17,7 +17,7 @@ def test_a_run() -> None:
     assert lines[2] == "| # | pass | kind | nodes | hit/miss | cost | error | notes |"
     (fused,) = [line for line in lines if "**fuse-adaln**" in line and line.startswith("|")]
     assert fused.count("|") == lines[2].count("|")
-    assert "<details><summary>\\#4 fuse-adaln</summary>" in text
+    assert "<details><summary>#4 fuse-adaln</summary>" in text
     assert "```diff\n@@ @ blocks.0 (x3 identical, shown once)\n-  %layer_norm" in text
     assert text.count("<details>") == text.count("</details>")
     assert text.endswith("Made by `ditc explain m --markdown`\n")

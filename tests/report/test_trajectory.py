@@ -64,7 +64,7 @@ def test_names_cannot_break_the_table() -> None:
     bad = dataclasses.replace(known, blocks=[Share("a|b\n<x>", 1.0, 1.0, 1.0)], approximation="`y`")
     text = markdown(dataclasses.replace(sampled(), trajectory=bad))
     assert r"| a\|b \<x\> | 1.00x | 1.0 dB | 1 |" in text
-    assert r"<summary>final samples, with \`y\` in one block alone</summary>" in text
+    assert "<summary>final samples, with `y` in one block alone</summary>" in text
 
 
 def test_what_is_not_finite() -> None:
