@@ -68,15 +68,16 @@ def replaced(path: Path, *, mode: int | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def filled_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
+def filled_folder(path: Path, *, mode: int = 0o777, file_mode: int | None = None) -> Iterator[Path]:
     """A folder to fill, which becomes ``path`` when the block ends, and vanishes if it raises.
 
-    A folder that is there already is replaced, where the system can at one stroke. Whoever wrote
-    the files, they have the mode that the umask gives.
+    A folder that is there already is replaced, where the system can at one stroke. All files get
+    one mode, whoever wrote them.
 
     Args:
         path: where it goes; folders above it are made.
         mode: of the folder itself, less what the umask takes away.
+        file_mode: of its files, in place of the one that the umask gives.
 
     Raises:
         OSError: a folder cannot be written to.
@@ -86,11 +87,13 @@ def filled_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
     try:
         probe, usual = _new_draft(work / "mode")
         probe.unlink()
+        usual = usual if file_mode is None else file_mode
         new = work / "new"
         new.mkdir(mode)
         yield new
         for item in new.rglob("*"):
-            if item.is_file() and not item.is_symlink():
+            found = os.lstat(item).st_mode
+            if stat.S_ISREG(found) and stat.S_IMODE(found) != usual:
                 os.chmod(item, usual)
         _swap(new, path, work / "old")
     finally:

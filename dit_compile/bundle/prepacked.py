@@ -86,7 +86,7 @@ def _lay_out_anew(
     if alone:
         _sweep(kept)
     with (
-        filled_folder(kept, mode=FOLDER_MODE) as work,
+        filled_folder(kept, mode=FOLDER_MODE, file_mode=FILE_MODE) as work,
         checked_files(bundle, manifest),
     ):
         for file, own in by_file(manifest, options):
@@ -178,10 +178,13 @@ def _keep_stamps(kept: Path, stamps: Mapping[str, list[int]]) -> None:
 
 def _record(work: Path) -> None:
     """Record what the files in ``work`` are."""
-    files = {item.name: asdict(file_entry(item)) for item in sorted(work.iterdir())}
-    write_atomically(work / _RECORD, json.dumps(files, indent=1) + "\n")
-    for item in work.iterdir():
+    made = sorted(work.iterdir())
+    for item in made:
         os.chmod(item, FILE_MODE)
+    stamps = {item.name: _stamp(item) for item in made}
+    entries = {item.name: asdict(file_entry(item)) for item in made}
+    for name, data in ((_RECORD, entries), (_STAMPS, stamps)):
+        write_atomically(work / name, json.dumps(data), mode=FILE_MODE)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -119,6 +120,7 @@ def unknown_option(owner: str, key: str, known: Mapping[str, Any]) -> PipelineEr
     )
 
 
+_LARGEST = 1 << 63
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
@@ -133,7 +135,7 @@ def coerce(owner: str, key: str, value: Any, field: dataclasses.Field[Any]) -> A
     """Check ``value`` against the annotation of ``field``; widen int to float where asked.
 
     Raises:
-        PipelineError: the value has another type.
+        PipelineError: the value has another type, or is a number that nothing computes with.
     """
     names = [part.strip().split("[")[0] for part in str(field.type).split("|")]
     accepted = tuple(t for name in names for t in _TYPES.get(name, (object,)))
@@ -143,4 +145,13 @@ def coerce(owner: str, key: str, value: Any, field: dataclasses.Field[Any]) -> A
         raise PipelineError(
             f"{owner}: option {key!r} takes {field.type}, not {type(value).__name__} {value!r}"
         )
+    if not all(map(_computable, value if isinstance(value, tuple) else (value,))):
+        raise PipelineError(f"{owner}: option {key!r} takes numbers of at most 64 bits, and no nan")
     return float(value) if names[0] == "float" and isinstance(value, int) else value
+
+
+def _computable(value: Any) -> bool:
+    """Whether a number is one that all arithmetic takes."""
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return not isinstance(value, int) or -_LARGEST <= value < _LARGEST

@@ -81,7 +81,8 @@ def test_damaged_weights_are_not_kept(merged: Path, tmp_path: Path, cache: Path)
         ditc.load(damaged, prepack="once", verify=False)
     assert list(cache.iterdir()) == []
     # Once they are kept, nothing reads the bundle's own.
-    assert_equal(sampled(load_once(damaged)), sampled(load_once(merged)))
+    want = sampled(load_once(merged))
+    assert_equal(sampled(load_once(damaged)), want)
     weights.write_bytes(content[:-1])
     with pytest.raises(BundleError, match=r"has \d+ bytes"):
         load_once(damaged)
@@ -180,7 +181,7 @@ def empty(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
+    os.truncate(path, path.stat().st_size - 2)
 
 
 def link(path: Path) -> None:
@@ -244,6 +245,19 @@ class TestHealing:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             load_once(merged)
+
+
+def test_a_umask_that_lets_others_write(merged: Path, cache: Path) -> None:
+    before = os.umask(0)
+    try:
+        load_once(merged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load_once(merged)
+    finally:
+        os.umask(before)
+    (kept,) = cache.iterdir()
+    assert {stat.S_IMODE(item.stat().st_mode) for item in kept.iterdir()} == {0o600}
 
 
 def test_files_are_read_once(

@@ -157,7 +157,8 @@ class TestMeasurements:
     def test_decisions_do_without_their_file(self, toy: Toy, tmp_path: Path) -> None:
         plan = calibrated(toy)
         path = plan.save(tmp_path / "toy.plan.json")
-        (tmp_path / "toy.plan.safetensors").unlink()
+        (beside,) = tmp_path.glob("toy.plan.*.safetensors")
+        beside.unlink()
         assert ditc.Plan.load(path) == replace(plan, measured={})
 
     def test_a_plan_that_recorded_nothing_has_no_file(self, toy: Toy, tmp_path: Path) -> None:
@@ -167,7 +168,8 @@ class TestMeasurements:
     @pytest.mark.parametrize("damage", [b"", b"{}", b"not tensors at all"])
     def test_another_file_is_refused(self, toy: Toy, tmp_path: Path, damage: bytes) -> None:
         path = calibrated(toy).save(tmp_path / "toy.plan.json")
-        (tmp_path / "toy.plan.safetensors").write_bytes(damage)
+        (beside,) = tmp_path.glob("toy.plan.*.safetensors")
+        beside.write_bytes(damage)
         with pytest.raises(PlanError, match="are not those of the plan beside them"):
             ditc.Plan.load(path)
 
