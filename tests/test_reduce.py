@@ -20,6 +20,7 @@ from dit_compile.pipeline.rewriter import Rewriter
 from dit_compile.pipeline.watched import run_watched
 from dit_compile.reduce import Reduced, minimal, reduce
 from tests.ir.models import Transformer, aten, calls, capture, noise, program_of, seeded
+from tests.others import give_away
 from tests.pipeline.passes import made_of
 
 
@@ -110,6 +111,37 @@ class TestRepro:
     def test_the_same_crash_twice_is_one_folder(self, monkeypatch: Any, tmp_path: Path) -> None:
         assert self.failing(monkeypatch, tmp_path) == self.failing(monkeypatch, tmp_path)
         assert len(list(tmp_path.iterdir())) == 1
+
+    @pytest.mark.parametrize("what", ["", "case.py"])
+    def test_somebody_elses_repro_is_replaced(
+        self, monkeypatch: Any, tmp_path: Path, what: str
+    ) -> None:
+        """Whoever reads the message runs its module."""
+        _, place = self.failing(monkeypatch, tmp_path)
+        (place / "case.py").write_text("raise SystemExit('hostile')")
+        with monkeypatch.context() as patch:
+            give_away(patch, place / what)
+            assert self.failing(patch, tmp_path)[1] == place
+        assert "hostile" not in (place / "case.py").read_text()
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_a_link_is_replaced(self, monkeypatch: Any, tmp_path: Path) -> None:
+        _, place = self.failing(monkeypatch, tmp_path / "repros")
+        place.rename(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "case.py").write_text("hostile")
+        place.symlink_to(tmp_path / "elsewhere")
+        assert self.failing(monkeypatch, tmp_path / "repros")[1] == place
+        assert not place.is_symlink()
+        assert "hostile" not in (place / "case.py").read_text()
+        assert (tmp_path / "elsewhere" / "case.py").read_text() == "hostile"
+
+    def test_those_in_the_cache_folder_are_private(self, monkeypatch: Any, tmp_path: Path) -> None:
+        monkeypatch.setenv("DITC_CACHE_DIR", str(tmp_path / "cache"))
+        self.failing(monkeypatch, tmp_path / "cache" / "repro")
+        assert (tmp_path / "cache" / "repro").stat().st_mode & 0o777 == 0o700
+        give_away(monkeypatch, tmp_path / "cache" / "repro")
+        with pytest.raises(PassError, match=r"no repro was kept: CacheError: .* another user"):
+            run_watched(CRASH, capture(seeded(Transformer), noise(2, 4, 8), noise(2, 8)))
 
     def test_the_case_fails_as_the_model_did(self, monkeypatch: Any, tmp_path: Path) -> None:
         from dit_compile.cli.target import load_target

@@ -10,6 +10,8 @@ import pytest
 from dit_compile.analysis import measured
 from dit_compile.analysis.machine import cache_file
 from dit_compile.analysis.measured import Ways, speedup_of
+from dit_compile.errors import DitcWarning
+from tests.others import give_away
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +55,19 @@ def test_a_way_that_does_not_exist_here_gains_nothing(error: type[Exception]) ->
     assert speedup_of("a", unwanted) == 0.0
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"a": "b"}', '{"a": null}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[1]", '{"a": "b"}', '{"a": null}', '{"a": NaN}', '{"a": 1e999}', '{"a": -1}'),
+        *('{"a": 1, "a": 2}', '{"a": true}', '{"a": ' + "9" * 400 + "}", "[" * 100_000),
+    ],
+    ids=range(11),
+)
 def test_an_unreadable_file_is_replaced(content: str) -> None:
     path = cache_file("speedups", "cpu")
     path.parent.mkdir(parents=True)
     path.write_text(content)
+    path.chmod(0o600)
     assert speedup_of("a", lambda: (lambda: None, lambda: None)) > 0
     assert '"a"' in path.read_text()
 
@@ -66,3 +76,30 @@ def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     (tmp_path / "speedups").write_text("in the way")
     known = speedup_of("a", lambda: (lambda: None, lambda: None))
     assert speedup_of("a", unwanted) == known
+
+
+def test_numbers_of_another_user_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = speedup_of("a", lambda: (lambda: None, lambda: None))
+    path = cache_file("speedups", "cpu")
+    path.write_text('{"a": 1000.0}')
+    monkeypatch.setattr(measured, "_known", {})
+    assert speedup_of("a", unwanted) == 1000.0
+    give_away(monkeypatch, path)
+    monkeypatch.setattr(measured, "_known", {})
+    with pytest.warns(DitcWarning, match="what was measured there is not believed") as warned:
+        found = speedup_of("a", lambda: (lambda: None, lambda: None))
+    assert len(warned) == 1
+    assert found != 1000.0
+    assert real != 1000.0
+
+
+def test_nothing_is_kept_in_a_folder_of_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    speedup_of("a", lambda: (lambda: None, lambda: None))
+    path = cache_file("speedups", "cpu")
+    before = path.read_text()
+    give_away(monkeypatch, path.parent)
+    monkeypatch.setattr(measured, "_known", {})
+    with pytest.warns(DitcWarning, match="belongs to another user") as warned:
+        speedup_of("b", lambda: (lambda: None, lambda: None))
+    assert len(warned) == 1
+    assert path.read_text() == before

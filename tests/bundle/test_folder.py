@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dit_compile.bundle.folder import (
     read_manifest,
 )
 from dit_compile.errors import BackendError, BundleError
+from tests.killed import deaths
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -197,3 +199,48 @@ class TestNewFolder:
             (folder / "new").write_text("x")
         assert [path.name for path in bundle.iterdir()] == ["new"]
         assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+    @pytest.mark.parametrize("kind", ["merged", "split", "pt2"])
+    def test_all_files_have_the_mode_of_the_umask(
+        self, request: pytest.FixtureRequest, kind: str
+    ) -> None:
+        folder = request.getfixturevalue(kind)
+        umask = os.umask(0)
+        os.umask(umask)
+        modes = {item.name: stat.S_IMODE(item.stat().st_mode) for item in folder.iterdir()}
+        assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
+
+    @pytest.mark.parametrize("umask", [0o000, 0o027])
+    @pytest.mark.parametrize("mode", [0o600, 0o755, 0o444])
+    def test_whatever_mode_a_writer_gave(self, tmp_path: Path, umask: int, mode: int) -> None:
+        before = os.umask(umask)
+        try:
+            with new_folder(tmp_path / "b") as folder:
+                (folder / "file").write_text("x")
+                (folder / "file").chmod(mode)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "b" / "file").stat().st_mode) == 0o666 & ~umask
+
+    def test_killed_while_a_bundle_is_replaced(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At every moment the old bundle or the new one is there, whole."""
+
+        def write(path: Path, text: str) -> None:
+            with new_folder(path, overwrite=True) as folder:
+                for name in ("manifest.json", "weights.bin"):
+                    (folder / name).write_text(text)
+
+        moments = 0
+        for number, die in deaths(monkeypatch):
+            path = tmp_path / str(number) / "b"
+            write(path, "old")
+            with die():
+                write(path, "new")
+            found = {item.name: item.read_text() for item in path.iterdir()}
+            assert found.keys() == {"manifest.json", "weights.bin"}
+            assert len(set(found.values())) == 1
+            moments += 1
+        assert moments > 3

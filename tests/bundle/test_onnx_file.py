@@ -80,6 +80,18 @@ def test_wherever_a_tensor_is(data: bytes) -> None:
         (external("weights.bin", "4096", "1"), "behind the end"),
         (external("weights.bin", "-4", "4"), "no positions"),
         (external("weights.bin", "٣", "4"), "no positions"),
+        (external("weights.bin", "9" * 5000, "4"), "no positions"),
+        (external("weights.bin", "0", "9" * 20), "no positions"),
+        (external("weights.bin", str((1 << 63) - 1), "4"), "behind the end"),
+        (external("weights.bin", str((1 << 64) - 4), "8"), "no positions"),
+        (external("weights.bin", "", "4"), "no positions"),
+        (external("weights.bin", " 1", "4"), "no positions"),
+        (external("weights.bin", "1_0", "4"), "no positions"),
+        (external("weights.bin", "0x1", "4"), "no positions"),
+        (external("weights.bin", "1.0", "4"), "no positions"),
+        (external("weights.bin", "0\n", "4"), "no positions"),
+        (external("/etc/passwd"), "refers to the file '/etc/passwd'"),
+        (external("*/_ORT_MEM_ADDR_/*"), "refers to the file"),
         (external("./weights.bin"), "refers to the file './weights.bin'"),
         (external("weights.bin\0"), "refers to the file"),
         (TensorProto(data_location=TensorProto.EXTERNAL), "refers to the file ''"),
@@ -88,6 +100,29 @@ def test_wherever_a_tensor_is(data: bytes) -> None:
 def test_positions_and_spellings(tensor: TensorProto, message: str) -> None:
     with pytest.raises(BundleError, match=message):
         check_model("m", model(graph(weights=(tensor,))), FILES)
+
+
+@given(st.text(max_size=25), st.text(max_size=25), st.text(max_size=12))
+def test_any_positions_are_read_or_refused(offset: str, length: str, location: str) -> None:
+    for name in (location, "weights.bin"):
+        with contextlib.suppress(BundleError):
+            check_model("m", model(graph(weights=(external(name, offset, length),))), FILES)
+
+
+@given(st.integers(-(1 << 70), 1 << 70), st.integers(-(1 << 70), 1 << 70))
+def test_only_what_lies_in_the_file_is_read(offset: int, length: int) -> None:
+    data = model(graph(weights=(external("weights.bin", str(offset), str(length)),)))
+    if offset >= 0 and length >= 0 and offset + length <= FILES["weights.bin"]:
+        check_model("m", data, FILES)
+        return
+    with pytest.raises(BundleError, match=r"behind the end|no positions"):
+        check_model("m", data, FILES)
+
+
+def test_tensors_may_share_bytes() -> None:
+    """Equal tensors are written once; what overlaps is read, and never written to."""
+    shared = (external("weights.bin", "0", "8"), external("weights.bin", "4", "8"))
+    check_model("m", model(graph(weights=shared)), FILES)
 
 
 def test_a_location_given_twice() -> None:
