@@ -26,7 +26,7 @@ def _violations(
     data: Any, schema: Mapping[str, Any], root: Mapping[str, Any], where: str
 ) -> Iterator[str]:
     for keyword, rule in schema.items():
-        if data is None and keyword != "type":
+        if data is None and keyword != "type" and "type" in schema:
             return  # allowed by its type, and empty
         if keyword == "$ref":
             yield from _violations(data, root["$defs"][rule.removeprefix("#/$defs/")], root, where)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dit_compile.report.diff import diff_lines
 from dit_compile.report.model import Argument, Graph, Node, Report, Rewrite, Stage
 from dit_compile.report.text import Names
+from dit_compile.shown import shown
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def run_diff(first: Report, second: Report) -> str:
     before, after = first.stages[-1], second.stages[-1]
     lines = []
     if first.pipeline != second.pipeline:
-        lines += [f"-  {first.pipeline}", f"+  {second.pipeline}"]
+        lines += [shown(f"-  {first.pipeline}"), shown(f"+  {second.pipeline}")]
     for name, diff in compare_stages(first, before, second, after).items():
         old, new = (
             Names(_nodes(report, next((g for g in stage.graphs if g.name == name), None)))

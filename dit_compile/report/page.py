@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -13,7 +12,6 @@ from dit_compile.errors import ReportError
 from dit_compile.files import write_atomically
 from dit_compile.report.codec import to_json
 from dit_compile.report.model import Report
-from dit_compile.shown import shown_data
 
 #: The script's parts in the order in which they are joined.
 SCRIPTS = (
@@ -44,7 +42,7 @@ def page(report: Report) -> str:
 
 def embedded(report: Report) -> str:
     """The report as JSON that is safe inside of a ``script`` element, whatever it contains."""
-    text = json.dumps(shown_data(json.loads(to_json(report))), separators=(",", ":"))
+    text = to_json(report)
     for char in _ESCAPED:
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text

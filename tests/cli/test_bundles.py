@@ -45,6 +45,11 @@ def test_export_and_run(
     wrong = ditc("run", path, "--inputs", model_file)
     assert (wrong.code, wrong.out) == (1, "")
     assert "give a .npz file" in wrong.err
+    whole = (tmp_path / "in.npz").read_bytes()
+    for cut in (0, 1, 40, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.npz").write_bytes(whole[:cut])
+        wrong = ditc("run", path, "--inputs", str(tmp_path / "cut.npz"))
+        assert "give a .npz file" in wrong.err
     fallback = ditc("run", path, "--provider", "TensorrtExecutionProvider")
     assert "has no provider" in fallback.err
 

@@ -65,7 +65,7 @@ class TestExplain:
         done = ditc("explain", f"{model_file}:make", "--markdown")
         assert "| 4 | **fuse-adaln** | exact |" in done.out
         assert f"Made by `ditc explain {model_file}:make --markdown`" in done.out
-        assert "<details><summary>\\#4 fuse-adaln</summary>" in done.out
+        assert "<details><summary>#4 fuse-adaln</summary>" in done.out
 
     def test_a_report_is_shown_again(self, ditc: Run, model_file: str, tmp_path: Path) -> None:
         path = tmp_path / "run.json"

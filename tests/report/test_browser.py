@@ -351,3 +351,21 @@ def test_hostile_names(shared: Browser, tmp_path: Path, text: str) -> None:
     assert len(shared.texts("script")) == 2
     assert shared.problems() == []
     assert shared.requests() == []
+
+
+@pytest.mark.parametrize("view", ["", "#view=4"])
+def test_what_cannot_be_seen_is_shown(shared: Browser, tmp_path: Path, view: str) -> None:
+    """Marks of direction would let letters be read in another order than they are written in."""
+    unseen = "\u202e\u2066\u200b\x1b\x9b"
+    made = sampled(affine=(2,))
+    passes = [dataclasses.replace(entry, notes=[f"note {unseen}"]) for entry in made.passes]
+    report = dataclasses.replace(made, model=f"M{unseen}", passes=passes)
+    write_page(report, tmp_path / "a.html")
+    shared.open(tmp_path / "a.html", view)
+    found = shared.run(
+        "document.title + document.body.textContent.replace("
+        "document.getElementById('report').textContent, '')"
+    )
+    assert not set(unseen) & set(found)
+    assert r"M\u{202e}\u{2066}\u{200b}\u{1b}\u{9b}" in found
+    assert shared.problems() == []

@@ -9,7 +9,7 @@ function readState() {
 
 function start() {
   const report = new Report(JSON.parse(document.getElementById("report").textContent));
-  document.title = `${report.model} · ditc report`;
+  document.title = shown(`${report.model} · ditc report`);
   new App(report, document.getElementById("app")).mount();
 }
 

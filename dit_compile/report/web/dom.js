@@ -1,7 +1,17 @@
 // Making elements. Text only ever enters the page as text nodes and attribute values, never as
 // markup, so nothing that a model is called can become an element.
 
+// Characters that cannot be seen are written as escapes, as Python's `shown` does in a terminal: marks
+// of direction among them would let letters be read in another order than they are written in.
+
 const SVG = "http://www.w3.org/2000/svg";
+
+const UNSEEN = /(?![\n\t])[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/gu;
+
+/** A text letter by letter. */
+function shown(text) {
+  return String(text).replace(UNSEEN, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+}
 
 /** h("button.line", {title: "x", onclick: f}, "text", child, [children]) makes an element. */
 function h(kind, attributes = {}, ...children) {
@@ -20,7 +30,7 @@ function fill(element, classes, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else element.setAttribute(name, value === true ? "" : value);
+    else element.setAttribute(name, value === true ? "" : shown(value));
   }
   append(element, children);
   return element;
@@ -29,7 +39,7 @@ function fill(element, classes, attributes, children) {
 function append(element, children) {
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
-    element.append(child instanceof Node ? child : String(child));
+    element.append(child instanceof Node ? child : shown(child));
   }
 }
 
@@ -46,10 +56,10 @@ function announce(text) {
 /** Puts text on the clipboard, where the browser lets a file do so; else selects it to be copied. */
 async function copyText(text, what) {
   try {
-    await navigator.clipboard.writeText(text);
+    await navigator.clipboard.writeText(shown(text));
   } catch {
     const box = h("textarea.hidden", { "aria-hidden": "true" });
-    box.value = text;
+    box.value = shown(text);
     document.body.append(box);
     box.select();
     document.execCommand("copy");
