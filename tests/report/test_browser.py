@@ -346,8 +346,8 @@ def test_hostile_names(shared: Browser, tmp_path: Path, text: str) -> None:
     shared.press("1", "n", "Enter")
     shared.click("#entry-samples")
     shared.click("#entry-overview")
-    shown = text.replace("\x00", "\ufffd") if "\x00" in shared.text("main h1") else text
-    assert shared.text("main h1") in (text, shown)
+    shown = "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in text)
+    assert shared.text("main h1") == shown
     assert len(shared.texts("script")) == 2
     assert shared.problems() == []
     assert shared.requests() == []
