@@ -19,7 +19,12 @@ import torch
 from torch.nn.functional import linear
 
 from dit_compile.analysis.cost import Cost, CostValue
-from dit_compile.analysis.machine import cache_file, checked_device, describe_setup
+from dit_compile.analysis.machine import (
+    cache_file,
+    checked_device,
+    describe_setup,
+    onednn_multiplies,
+)
 from dit_compile.errors import AnalysisError
 from dit_compile.files import write_atomically
 
@@ -152,8 +157,8 @@ def _products(
     yield lambda: linear(x, weight), work
     if device.type != "cpu":
         return
-    for pack in (_onednn, _mkl):
-        # Either may be missing from this build of torch, or refuse the dtype on this processor.
+    for pack in (_onednn, _mkl) if onednn_multiplies(dtype) else (_mkl,):
+        # MKL may be missing from this build of torch, and multiplies float32 alone.
         with contextlib.suppress(AttributeError, RuntimeError):
             packed = pack(x, weight)
             packed()

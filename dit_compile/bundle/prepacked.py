@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dit_compile.analysis.machine import processor_lines
 from dit_compile.bundle.folder import checked_files
 from dit_compile.bundle.manifest import Manifest
 from dit_compile.bundle.sessions import RuntimeOptions, by_file, import_runtime, open_session
@@ -105,9 +106,5 @@ def _new_folder(kept: Path) -> Iterator[Path]:
 
 def _processor() -> str:
     """What the layout of weights may depend on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    told = ("model name", "flags", "Features")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(told)))
+    lines = processor_lines("model name", "flags", "Features")
+    return "\n".join(lines) or f"{platform.machine()} {platform.processor()}"

@@ -11,6 +11,8 @@ from dit_compile.analysis import measured
 from dit_compile.analysis.machine import cache_file
 from dit_compile.analysis.measured import Ways, speedup_of
 
+pytestmark = pytest.mark.processor
+
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
