@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types
 
-.PHONY: demo test test-slow lint types format clean
+.PHONY: demo test test-lowest test-slow lint types format clean
 
 demo: $(READY)
 	$(BIN)/ditc demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto -m "not slow"
+
+# As on a processor with AVX2 alone, whatever this one has: torch and oneDNN read these at their load.
+test-lowest: $(READY)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	  $(BIN)/python -m pytest -n auto -m "processor and not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n auto -m slow

@@ -15,6 +15,23 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ditc"
 
 
+def cpu_asked() -> str | None:
+    """The class of processors for which to take this one (``DITC_CPU``), none if it is not set.
+
+    :func:`dit_compile.analysis.machine.cpu_class` knows the classes.
+    """
+    return os.environ.get("DITC_CPU") or None
+
+
+def onednn_limit() -> str:
+    """The instructions beyond which oneDNN does not go, in capitals, empty if it may use all.
+
+    oneDNN reads ``ONEDNN_MAX_CPU_ISA`` itself, once, when torch is loaded.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    return limit.upper()
+
+
 def strict_by_default() -> bool:
     """Whether failures raise under torch.compile (``DITC_STRICT=1``, option ``strict``)."""
     return os.environ.get("DITC_STRICT", "0") not in ("", "0", "false")

@@ -16,6 +16,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from dit_compile import config
 from dit_compile.analysis.binding import settle
+from dit_compile.analysis.machine import cpu_class
 from dit_compile.backends.base import Backend
 from dit_compile.calibration.plan import Plan
 from dit_compile.capture.dynamo import capture_dynamo
@@ -76,7 +77,8 @@ class Options:
         """Check option names and the values that can be checked without a graph.
 
         Raises:
-            OptionError: unknown option, preset or target, or both ``preset`` and ``passes``.
+            OptionError: unknown option, preset or target, both ``preset`` and ``passes``, or
+                ``DITC_CPU`` asks for a class of processors that this one is not of.
             PipelineError: the text in ``passes`` is wrong.
         """
         known = [item.name for item in dataclasses.fields(cls)]
@@ -100,6 +102,7 @@ class Options:
         if parsed.report is not None:
             check_target(parsed.report)
         find_backend(parsed.target)
+        cpu_class()
         return parsed
 
     def pipeline(self) -> Pipeline:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
+
+from tests.skips import is_allowed
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +32,60 @@ def _grad_mode_is_left_as_it_was() -> Iterator[None]:
     yield
     left, _ = torch.is_grad_enabled(), torch.set_grad_enabled(True)
     assert left, "the test left autograd switched off"
+
+
+# --- in CI, a skip is a failure --------------------------------------------------------------
+#
+# Reports are made where a test runs, in a worker of pytest-xdist or in the only process, and pytest
+# counts what they say. Only the last hook runs in the process that prints.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that skips itself."""
+    report = yield
+    _refuse_skips(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that skips all its tests."""
+    report = yield
+    _refuse_skips(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name each test that was skipped; pytest itself counts them by reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not _in_ci() or not skipped:
+        return
+    terminalreporter.section("skipped, as tests/skips.py allows here")
+    for report in sorted(skipped, key=lambda each: each.nodeid):
+        terminalreporter.line(f"{report.nodeid}: {_reason(report)}")
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def _refuse_skips(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a failure of a skip in CI that tests/skips.py does not allow."""
+    expected_to_fail = hasattr(report, "wasxfail")
+    if not report.skipped or expected_to_fail or not _in_ci():
+        return
+    reason = _reason(report)
+    if is_allowed(report.nodeid, reason):
+        return
+    report.outcome = "failed"
+    report.longrepr = (
+        f"skipped in CI: {reason}\n"
+        f"Make {report.nodeid} run there, or enter it in tests/skips.py with its reason."
+    )
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why it was skipped."""
+    _, _, said = report.longrepr  # type: ignore[misc]
+    return str(said).removeprefix("Skipped: ")

@@ -12,6 +12,7 @@ import torch
 from torch._inductor.package.package import package_aoti
 from torch.export import ExportedProgram
 
+from dit_compile.analysis.machine import vectors
 from dit_compile.backends.inductor.backend import settings
 from dit_compile.backends.pt2.writer import write_graphs
 from dit_compile.backends.written import ExportOptions, Written
@@ -41,7 +42,7 @@ class AotiWriter:
 
         written = write_graphs(program, folder, options, store)
         package_aoti(str(folder / PACKAGE), files)
-        cpu = f"{sys.platform} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+        cpu = f"{sys.platform} {platform.machine()}, {vectors()}"
         return replace(written, notes=(f"compiled for processors like this one: {cpu}",))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dit_compile.analysis.machine import lacks
 from dit_compile.backends.pt2.weights import load_weights
 from dit_compile.bundle.arrays import check
 from dit_compile.bundle.manifest import Manifest, Value
@@ -21,13 +22,6 @@ from dit_compile.runtime.held import Held
 #: A graph: its inputs and weights in order, to its results in order.
 Call = Callable[..., Sequence[torch.Tensor]]
 
-#: Vector instructions in Inductor's words and in torch's.
-_INSTRUCTIONS = {
-    "AVX2": "avx2",
-    "AVX512": "avx512_f",
-    "AVX512_VNNI": "avx512_vnni",
-    "AMX_TILE": "amx_tile",
-}
 #: Kernels for an accelerator take tensors that begin at a multiple of this many bytes.
 _ALIGNMENT = 16
 
@@ -148,10 +142,8 @@ def _check_processor(needs: Mapping[str, str]) -> None:
     Raises:
         BackendError: it has not, and would stop the process at the first one.
     """
-    # torch 2.11 does not tell; then the processor does, in its own way.
-    has = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
     for word in needs.get("AOTI_CPU_ISA", "").split():
-        if has.get(_INSTRUCTIONS.get(word, ""), True) is False:
+        if lacks(word):
             raise BackendError(f"it was compiled for processors with {word}; export it here")
 
 

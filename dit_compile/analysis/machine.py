@@ -1,4 +1,10 @@
-"""Which machine, set up how, a measurement holds for, and where it is kept."""
+"""What this machine can do, which setup a measurement holds for, and where it is kept.
+
+All that the package asks of a processor is asked here. Processors are sorted into classes, each of
+which can do what those before it can; ``DITC_CPU`` takes one for a lesser one than it is. What
+torch and oneDNN may use is bounded by variables of their own, ``ATEN_CPU_CAPABILITY`` and
+``ONEDNN_MAX_CPU_ISA``, which they read once, when torch is loaded: those bound the class as well.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +14,155 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dit_compile.cache_folder import FILE_MODE, cache_folder, distrust, warn_once
-from dit_compile.config import cache_dir
-from dit_compile.errors import AnalysisError, CacheError
+from dit_compile.config import cache_dir, cpu_asked, onednn_limit
+from dit_compile.errors import AnalysisError, CacheError, OptionError, suggest
 from dit_compile.files import write_atomically
 from dit_compile.json_files import JsonError, read_json
+
+if TYPE_CHECKING:  # bundles run without torch, and ask which processor they are on
+    import torch
+
+#: Below AVX2, and processors that are no x86: torch decides alone.
+BASELINE = "baseline"
+#: AVX2 alone; AVX-512; its integer products; its bfloat16 products; tiles of AMX.
+CLASSES = ("avx2", "avx512", "vnni", "bf16", "amx")
+_ORDER = (BASELINE, *CLASSES)
+
+#: The class up to which oneDNN goes at each value of its variable; the others bound nothing here.
+_ONEDNN_LIMITS = {
+    "SSE41": BASELINE,
+    "AVX": BASELINE,
+    "AVX2": "avx2",
+    "AVX2_VNNI": "avx2",
+    "AVX2_VNNI_2": "avx2",
+    "AVX512_CORE": "avx512",
+    "AVX512_CORE_VNNI": "vnni",
+    "AVX512_CORE_BF16": "bf16",
+    "AVX512_CORE_FP16": "bf16",
+    "AVX10_1_512": "bf16",
+}
+#: Vector instructions in Inductor's words and in torch's.
+_INDUCTOR_WORDS = {
+    "AVX2": "avx2",
+    "AVX512": "avx512_f",
+    "AVX512_VNNI": "avx512_vnni",
+    "AMX_TILE": "amx_tile",
+}
+
+
+# --- what the processor can do ---------------------------------------------------------------
+
+
+def cpu_class() -> str:
+    """The class of this processor, or the lesser one that ``DITC_CPU`` asks for.
+
+    Returns:
+        One of ``CLASSES``, or ``BASELINE``.
+
+    Raises:
+        OptionError: ``DITC_CPU`` names no class, or one above this processor's.
+    """
+    asked, has = cpu_asked(), _class_here()
+    if asked is None:
+        return has
+    if asked not in CLASSES:
+        known = ", ".join(CLASSES)
+        raise OptionError(
+            f"DITC_CPU={asked} names no class of processors{suggest(asked, CLASSES)}; "
+            f"they are {known}"
+        )
+    if _ORDER.index(asked) > _ORDER.index(has):
+        raise OptionError(
+            f"DITC_CPU={asked} asks for more than this processor has: it is of the class {has}; "
+            "ask for that or less, or leave DITC_CPU out"
+        )
+    return asked
+
+
+def has_avx512_bf16() -> bool:
+    """Whether vectors of AVX-512 may be multiplied in pairs of bfloat16."""
+    return _reaches("bf16")
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN lays out and multiplies matrices of this type on the CPU.
+
+    torch answers for this processor; as a lesser one it has what all of that class have.
+    """
+    import torch
+
+    if dtype == torch.float32:
+        return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    if dtype == torch.bfloat16:
+        return _mkldnn_says("bf16") and (_is_itself() or _reaches("avx512"))
+    return dtype == torch.float16 and _mkldnn_says("fp16") and _is_itself()
+
+
+def lacks(word: str) -> bool:
+    """Whether this processor is known to have no instructions of that name.
+
+    Code that uses them stops the process, so this asks for what is really there, whatever the
+    class.
+
+    Args:
+        word: as Inductor names them in the packages that it compiles.
+    """
+    import torch
+
+    # torch 2.11 does not answer; then the processor does, in its own way.
+    has = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    return has.get(_INDUCTOR_WORDS.get(word, ""), True) is False
+
+
+def vectors() -> str:
+    """The widest vectors that torch's own code uses, in its words, such as ``AVX2``."""
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _reaches(least: str) -> bool:
+    return _ORDER.index(cpu_class()) >= _ORDER.index(least)
+
+
+def _is_itself() -> bool:
+    return cpu_class() == _class_here()
+
+
+def _class_here() -> str:
+    """The highest class whose instructions, and those of all before it, torch and oneDNN use."""
+    import torch
+
+    tests: tuple[Callable[[], bool], ...] = (
+        torch.cpu._is_avx2_supported,
+        torch.cpu._is_avx512_supported,
+        torch.cpu._is_vnni_supported,
+        torch.cpu._is_avx512_bf16_supported,
+        torch.cpu._is_amx_tile_supported,
+    )
+    count = next((at for at, test in enumerate(tests) if not test()), len(tests))
+    bounds = (_ORDER[count], _torch_limit(), _ONEDNN_LIMITS.get(onednn_limit(), CLASSES[-1]))
+    return min(bounds, key=_ORDER.index)
+
+
+def _torch_limit() -> str:
+    return {"AVX512": CLASSES[-1], "AVX2": "avx2"}.get(vectors(), BASELINE)
+
+
+def _mkldnn_says(name: str) -> bool:
+    """What torch answers about a type; False in builds without oneDNN."""
+    import torch
+
+    asked = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", bool)
+    return bool(asked())
+
+
+# --- what a measurement holds for ------------------------------------------------------------
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -26,6 +171,8 @@ def checked_device(device: str | torch.device) -> torch.device:
     Raises:
         AnalysisError: it is neither a CPU nor a CUDA device, or torch does not see it.
     """
+    import torch
+
     try:
         found = torch.device(device)
     except RuntimeError:
@@ -39,6 +186,8 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 def describe_setup(device: str | torch.device) -> dict[str, str]:
     """All that a measurement on ``device`` depends on, by name."""
+    import torch
+
     device = checked_device(device)
     setup = {
         "torch": torch.__version__,
@@ -49,6 +198,7 @@ def describe_setup(device: str | torch.device) -> dict[str, str]:
         setup["cuda"] = str(torch.version.cuda)
     else:
         setup["processor"] = _processor()
+        setup["class"] = cpu_class()
         setup["instructions"] = _instructions()
         setup["cores"] = str(_usable_cores())
         setup["threads"] = str(torch.get_num_threads())
@@ -56,13 +206,16 @@ def describe_setup(device: str | torch.device) -> dict[str, str]:
 
 
 def _instructions() -> str:
-    """The widest vectors, and what multiplies half-precision matrices."""
+    """The widest vectors, what multiplies half precision, and how far oneDNN may go."""
+    import torch
+
     known = {
         "avx512_bf16": torch.cpu._is_avx512_bf16_supported,
         "amx": torch.cpu._is_amx_tile_supported,
     }
-    found = (name for name, supported in known.items() if supported())
-    return " ".join((torch.backends.cpu.get_cpu_capability(), *found))
+    found = [name for name, supported in known.items() if supported()]
+    limit = [f"oneDNN<={onednn_limit()}"] if onednn_limit() else []
+    return " ".join((vectors(), *found, *limit))
 
 
 def _usable_cores() -> int:
@@ -79,14 +232,27 @@ def memory() -> int:
         return 16 << 30
 
 
-@functools.cache
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    """The processor's name."""
+    named = (line.partition(":")[2].strip() for line in processor_lines("model name"))
     return next(named, platform.processor() or platform.machine())
+
+
+@functools.cache
+def processor_lines(*starts: str) -> tuple[str, ...]:
+    """What the system says of its processors, each line once.
+
+    Args:
+        starts: how the lines begin that are wanted.
+
+    Returns:
+        Nothing where the system does not say.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return ()
+    return tuple(dict.fromkeys(line for line in lines if line.startswith(starts)))
 
 
 def cache_file(kind: str, device: str | torch.device) -> Path:

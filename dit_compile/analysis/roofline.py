@@ -25,6 +25,7 @@ from dit_compile.analysis.machine import (
     checked_device,
     describe_setup,
     keep,
+    onednn_multiplies,
     read_kept,
 )
 from dit_compile.errors import AnalysisError
@@ -163,8 +164,8 @@ def _products(
     yield lambda: linear(x, weight), work
     if device.type != "cpu":
         return
-    for pack in (_onednn, _mkl):
-        # Either may be missing from this build of torch, or refuse the dtype on this processor.
+    for pack in (_onednn, _mkl) if onednn_multiplies(dtype) else (_mkl,):
+        # MKL may be missing from this build of torch, and multiplies float32 alone.
         with contextlib.suppress(AttributeError, RuntimeError):
             packed = pack(x, weight)
             packed()

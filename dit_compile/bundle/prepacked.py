@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dit_compile.analysis.machine import processor_lines
 from dit_compile.bundle.folder import checked_files, file_entry
 from dit_compile.bundle.manifest import File, Manifest
 from dit_compile.bundle.sessions import RuntimeOptions, by_file, import_runtime, open_session
@@ -216,9 +217,5 @@ def _sweep(kept: Path) -> None:
 
 def _processor() -> str:
     """What the layout of weights may depend on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    told = ("model name", "flags", "Features")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(told)))
+    lines = processor_lines("model name", "flags", "Features")
+    return "\n".join(lines) or f"{platform.machine()} {platform.processor()}"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_compile.analysis.machine import has_avx512_bf16
 from dit_compile.errors import BackendError
 from dit_compile.kernels import library
 
@@ -55,7 +56,8 @@ def _flash_attention(
 ) -> Tensor:
     """``aten.scaled_dot_product_attention`` in bfloat16, laid out like ``query``.
 
-    Other types, and processors without the instructions, take torch's own.
+    Other types, and processors without the instructions, take torch's own. On all of them the
+    numbers are the same for every layout of the operands.
 
     Args:
         query: ``[batch, heads, queries, width]``, of an even width.
@@ -65,11 +67,11 @@ def _flash_attention(
         scale: of the logits; by default ``width ** -0.5``.
     """
     result = torch.empty_like(query)
-    if query.dtype != torch.bfloat16 or not is_supported():
-        return result.copy_(torch_attention(query, key, value, mask, scale))
     if query.stride(-1) != 1:
         return result.copy_(_flash_attention(query.contiguous(), key, value, mask, scale))
     key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (key, value))
+    if query.dtype != torch.bfloat16 or not has_avx512_bf16():
+        return result.copy_(torch_attention(query, key, value, mask, scale))
     batch, heads, queries, width = query.shape
     _, key_heads, keys, _ = key.shape
     if mask is not None:
@@ -96,11 +98,6 @@ def _result(query: Tensor, *others: Any) -> Tensor:
 
 
 flash_attention = torch.ops.ditc.flash_attention.default
-
-
-def is_supported() -> bool:
-    """Whether this processor has the instructions."""
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 def load() -> ctypes.CDLL:

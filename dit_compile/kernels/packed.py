@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dit_compile.analysis.machine import onednn_multiplies
 from dit_compile.analysis.measured import Ways, speedup_of
 from dit_compile.ir.fake import dtype_name
 
@@ -25,8 +26,6 @@ _ROWS = 512
 #: Products are measured on at most so many multiply-adds, and so many rows.
 _PROBE_WORK = 1 << 30
 _PROBE_ROWS = 256
-#: What oneDNN can lay out.
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _define(schema: str) -> None:
@@ -40,7 +39,7 @@ _define("packed_linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor")
 @torch.library.impl(_LIBRARY, "pack_weight", "CPU")
 def _pack_weight(weight: Tensor) -> Tensor:
     """``weight``, ``[out, in]``, laid out for the processor; a plain copy where it cannot be."""
-    if weight.dtype not in DTYPES:
+    if not onednn_multiplies(weight.dtype):
         return weight.clone()
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
     return packed
@@ -89,6 +88,8 @@ def speedup(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
     Returns:
         0 if this build of torch, or this processor, cannot do it.
     """
+    if not onednn_multiplies(dtype):
+        return 0.0
     rows = max(1, min(rows, _PROBE_ROWS, _PROBE_WORK // (inputs * outputs)))
     rows = 1 << round(math.log2(rows))  # neighbours in size are alike
     name = f"packed linear {rows}x{inputs}x{outputs} {dtype_name(dtype)}"

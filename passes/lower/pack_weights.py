@@ -10,14 +10,18 @@ from torch import fx
 
 from dit_compile.analysis.cost import Hints, symbol_hints
 from dit_compile.analysis.cost_rules import elements
-from dit_compile.analysis.machine import memory
+from dit_compile.analysis.machine import memory, onednn_multiplies
 from dit_compile.errors import PipelineError
+from dit_compile.ir.fake import dtype_name
 from dit_compile.ir.program import Program
-from dit_compile.kernels.packed import DTYPES, pack_weight, packed_linear, speedup
+from dit_compile.kernels.packed import pack_weight, packed_linear, speedup
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
 
 aten = torch.ops.aten
+
+#: What oneDNN multiplies on some processors.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +30,9 @@ class PackWeights(Pass):
 
     Before:  %y = aten.linear(%x, @w, @b)
     After:   %y = ditc.packed_linear(%x, @w.packed, @b)
-    Fires only if: on a CPU, the weight is a parameter or a cast of one, a product of this size was
-    measured to be ``min_speedup`` times as fast that way, and all packed weights fit
-    ``max_bytes``.
+    Fires only if: on a CPU on which oneDNN multiplies the weight's type, the weight is a parameter
+    or a cast of one, a product of this size was measured to be ``min_speedup`` times as fast that
+    way, and all packed weights fit ``max_bytes``.
 
     Attributes:
         min_speedup: how much faster a product must be.
@@ -69,7 +73,7 @@ class PackWeights(Pass):
         hints = symbol_hints(graph)
         found = []
         for node in graph.find_nodes(op="call_function", target=aten.linear.default):
-            if not _is_for_onednn(node):
+            if not _is_candidate(node):
                 continue
             reason = self._objection(node, program, hints)
             if reason:
@@ -80,7 +84,10 @@ class PackWeights(Pass):
 
     def _objection(self, node: fx.Node, program: Program, hints: Hints) -> str:
         """Why a linear is better left as it is; empty if it is not."""
-        if _weight(node).meta["val"].dim() != 2:
+        value = _weight(node).meta["val"]
+        if not onednn_multiplies(value.dtype):
+            return f"oneDNN does not multiply {dtype_name(value.dtype)} on this processor"
+        if value.dim() != 2:
             return "the weight is no matrix"
         if not program.is_weight(_source(node)):
             return "the weight is computed, not a parameter"
@@ -109,9 +116,9 @@ def _path(node: fx.Node, program: Program) -> str:
     return f"{path}.{str(weight.meta['val'].dtype).removeprefix('torch.')}"
 
 
-def _is_for_onednn(node: fx.Node) -> bool:
+def _is_candidate(node: fx.Node) -> bool:
     value = _weight(node).meta["val"]
-    return value.device.type == "cpu" and value.dtype in DTYPES
+    return value.device.type == "cpu" and value.dtype in _DTYPES
 
 
 def _speedup(node: fx.Node, hints: Hints) -> float:

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from dit_compile.analysis.machine import has_avx512_bf16
 from dit_compile.ir.fake import same_size
 from dit_compile.ir.program import Program
 from dit_compile.ir.schema import argument
-from dit_compile.kernels.attention import MASK_TYPES, flash_attention, is_supported
+from dit_compile.kernels.attention import MASK_TYPES, flash_attention
 from dit_compile.passes.lower.attention import attentions_on_cpu, measured_speedup, operands_of
 from dit_compile.pipeline.base import Kind, Pass
 from dit_compile.pipeline.rewriter import Rewriter
@@ -37,7 +38,7 @@ class SelectAttention(Pass):
 
     def run(self, program: Program, rw: Rewriter) -> None:
         """Look at each attention of the graphs that serve steps."""
-        if not is_supported():
+        if not has_avx512_bf16():
             return
         for node, hints in attentions_on_cpu(rw):
             if any(operand.meta["val"].dtype != torch.bfloat16 for operand in operands_of(node)):

@@ -11,6 +11,7 @@ import pytest
 import sympy
 import torch
 import torch.nn.functional as F
+from diffusers import DiTTransformer2DModel
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -343,8 +344,7 @@ def _counted(module: nn.Module, *args: Any, **kwargs: Any) -> int:
 
 
 def _model(blocks: int) -> tuple[nn.Module, dict[str, Any]]:
-    diffusers = pytest.importorskip("diffusers")
-    model = diffusers.DiTTransformer2DModel(
+    model = DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=4,

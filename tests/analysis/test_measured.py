@@ -13,6 +13,8 @@ from dit_compile.analysis.measured import Ways, speedup_of
 from dit_compile.errors import DitcWarning
 from tests.others import give_away
 
+pytestmark = pytest.mark.processor
+
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

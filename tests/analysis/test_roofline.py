@@ -22,6 +22,8 @@ from dit_compile.analysis.roofline import (
 )
 from dit_compile.errors import AnalysisError
 
+pytestmark = pytest.mark.processor
+
 SAMPLE = Roofline("cpu", {"float32": 2e11, "bfloat16": 1.5e11}, 2.5e10, {"threads": "2"})
 
 
@@ -116,7 +118,9 @@ class TestKept:
         assert load_or_measure("cpu", refresh=True).matmul_flops == {"float32": 2.0}
         assert load_or_measure("cpu").matmul_flops == {"float32": 2.0}
 
-    @pytest.mark.parametrize("name", ["threads", "processor", "torch", "instructions", "cores"])
+    @pytest.mark.parametrize(
+        "name", ["threads", "processor", "torch", "class", "instructions", "cores"]
+    )
     def test_another_setup_has_its_own(
         self, name: str, measured: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -22,7 +22,6 @@ def test_a_function_of_a_file(model_file: str, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_bundled_model(name: str) -> None:
-    pytest.importorskip("diffusers")
     target = load_target(name)
     assert type(target.model).__name__ == BUNDLED[name].transformer
     with torch.no_grad():

@@ -16,9 +16,6 @@ from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import MissingDependencyError
 from dit_compile.quality.metrics import class_accuracy
 
-pytest.importorskip("diffusers")
-pytest.importorskip("sklearn")
-
 Call = tuple[Tensor, dict[str, Any]]
 
 

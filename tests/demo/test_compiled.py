@@ -13,8 +13,6 @@ from dit_compile.demo.models import BUNDLED
 from dit_compile.quality.compilations import Compilations
 from dit_compile.quality.metrics import relative_l2
 
-pytest.importorskip("diffusers")
-
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", BUNDLED)]
 
 STEPS = 7

@@ -15,8 +15,6 @@ from dit_compile.demo import digits
 from dit_compile.errors import MissingDependencyError
 from dit_compile.quality.metrics import class_accuracy
 
-pytest.importorskip("sklearn")
-
 
 def test_importing_is_light() -> None:
     code = (

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from dit_compile.demo import digits
 from dit_compile.demo.flow import DigitsFlow
-
-pytest.importorskip("diffusers")
-pytest.importorskip("sklearn")
 
 BUNDLED = DigitsFlow()
 

@@ -28,7 +28,6 @@ def test_bad_options(options: DemoOptions, message: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLED)
 def test_four_ways(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("PIL")
     torch._dynamo.reset()
     options = DemoOptions(
         model=name, out=str(tmp_path), images=10, num_inference_steps=4, repeats=1

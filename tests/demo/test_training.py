@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from dit_compile.demo import digits, training
 from dit_compile.demo.training import Batch, Settings, Trainer
 
-pytest.importorskip("sklearn")
-
 SETTINGS = Settings(steps=12, batch_size=8, lr=1e-2, seed=3)
 
 

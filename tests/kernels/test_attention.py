@@ -15,13 +15,16 @@ from torch import Tensor
 from torch._inductor import cpp_builder
 from torch.nn import functional as F
 
+from dit_compile.analysis.machine import has_avx512_bf16
 from dit_compile.errors import BackendError
 from dit_compile.kernels import library
-from dit_compile.kernels.attention import flash_attention, is_supported, load
+from dit_compile.kernels.attention import flash_attention, load
 
 needs_kernel = pytest.mark.skipif(
-    not is_supported(), reason="this processor does not multiply pairs of bfloat16"
+    not has_avx512_bf16(), reason="this processor does not multiply pairs of bfloat16"
 )
+
+pytestmark = pytest.mark.processor
 
 BFLOAT16 = torch.bfloat16
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from dit_compile.errors import ReportError
@@ -28,7 +29,6 @@ def test_the_schema_in_the_package_is_that_of_the_model() -> None:
     "made", [lambda: real(""), real, sampled], ids=["empty", "fast", "sampled"]
 )
 def test_reports_keep_to_the_schema(made: Callable[[], Report]) -> None:
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     report = made()
     validator = jsonschema.Draft202012Validator(packaged())
     validator.check_schema(packaged())

@@ -43,7 +43,6 @@ def explained() -> Report:
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    pytest.importorskip("diffusers", reason="the model comes from diffusers")
     found = explained()
     blocks = [Share(f"transformer_blocks.{i}", 40.0 + i, 0.01, 1.02) for i in range(28)]
     passes = [

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 
 import dit_compile as ditc
@@ -79,11 +80,10 @@ class TestNames:
         assert current_lane() == ""
 
     def test_diffusers_names_its_calls(self) -> None:
-        utils = pytest.importorskip("diffusers.models.cache_utils")
         follow_cache_context()
         follow_cache_context()
 
-        class Model(torch.nn.Module, utils.CacheMixin):  # type: ignore[name-defined,misc]
+        class Model(torch.nn.Module, CacheMixin):  # type: ignore[misc]
             pass
 
         with Model().cache_context("uncond"):

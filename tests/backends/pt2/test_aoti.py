@@ -118,6 +118,7 @@ def test_an_interruption_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.processor
 def test_other_processors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     has = {"avx2": True, "avx512_f": False}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)

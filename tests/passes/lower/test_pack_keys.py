@@ -18,6 +18,8 @@ from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
 from tests.passes.irtest import capture, check, ops, randn, rewrite, rewrite_on
 
+pytestmark = pytest.mark.processor
+
 
 @pytest.fixture
 def pays(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dit_compile.analysis import machine
 from dit_compile.analysis.binding import settle
 from dit_compile.analysis.cost import graph_cost
+from dit_compile.analysis.machine import onednn_multiplies
 from dit_compile.capture.export import capture_module
 from dit_compile.errors import PipelineError
 from dit_compile.explanation import example_inputs
@@ -20,6 +23,8 @@ from dit_compile.passes.lower import pack_weights, widen_products
 from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
 from tests.passes.irtest import capture, check, ops, randn, rewrite, rewrite_on
+
+pytestmark = pytest.mark.processor
 
 aten = torch.ops.aten
 
@@ -82,6 +87,20 @@ def test_what_cannot_be_packed_is_left_alone(pays: Callable[[float], None]) -> N
         assert not record.misses
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_types_that_onednn_does_not_multiply_here_are_near_misses(
+    pays: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(machine, "_mkldnn_says", lambda _: False)
+    x = randn(2, 8, dtype=dtype)
+    done = rewrite("pack-weights", capture(torch.nn.Linear(8, 4, dtype=dtype), x), x)
+    assert not done.records[0].changed
+    (miss,) = done.misses
+    assert re.fullmatch(r"oneDNN does not multiply (bf16|f16) on this processor", miss)
+    assert not pack_weight(randn(4, 8, dtype=dtype)).is_mkldnn
+    assert speedup(2, 8, 4, dtype) == 0.0
+
+
 def test_memory_is_bounded_for_all_weights_together(pays: Callable[[float], None]) -> None:
     x = randn(2, 16, 16)
     program = capture(Linears(), x)
@@ -141,14 +160,14 @@ def _matrices(program: Program) -> set[str]:
     return made
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("rows", [(1,), (3,), (2, 700)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_the_operator_is_linear(dtype: torch.dtype, rows: tuple[int, ...], biased: bool) -> None:
     weight = randn(24, 40, dtype=dtype)
     x, bias = randn(*rows, 40, dtype=dtype), randn(24, dtype=dtype) if biased else None
     packed = pack_weight(weight)
-    assert packed.is_mkldnn == (dtype != torch.float64)
+    assert packed.is_mkldnn == onednn_multiplies(dtype)
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     old, new = F.linear(x, weight, bias), packed_linear(x, packed, bias)
     assert new.shape == exact.shape

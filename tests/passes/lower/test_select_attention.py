@@ -20,13 +20,15 @@ from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
 from tests.passes.irtest import capture, check, ops, randn, rewrite_on
 
+pytestmark = pytest.mark.processor
+
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
 @pytest.fixture(autouse=True)
 def pays(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets what is measured, on a processor that can do it."""
-    monkeypatch.setattr(select_attention, "is_supported", lambda: True)
+    monkeypatch.setattr(select_attention, "has_avx512_bf16", lambda: True)
 
     def set_gain(gain: float) -> None:
         monkeypatch.setattr(select_attention, "measured_speedup", lambda *_: gain)
@@ -132,7 +134,7 @@ def test_other_attention_is_left_alone(x: Tensor) -> None:
 
 
 def test_processors_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select_attention, "is_supported", lambda: False)
+    monkeypatch.setattr(select_attention, "has_avx512_bf16", lambda: False)
     program = capture(lambda x: F.scaled_dot_product_attention(x, x, x), half(2, 2, 6, 8))
     (record,) = Pipeline.parse("select-attention").run(program).records
     assert not record.changed

@@ -17,6 +17,8 @@ from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
 from tests.passes.irtest import check, ops, randn
 
+pytestmark = pytest.mark.processor
+
 aten = torch.ops.aten
 
 
