@@ -176,6 +176,11 @@ def mismatch(expected: Any, actual: Any) -> str | None:
     return None
 
 
+def same_laziness(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors must be read alike."""
+    return left.is_conj() == right.is_conj() and left.is_neg() == right.is_neg()
+
+
 def is_operator(node: fx.Node) -> bool:
     """Whether ``node`` computes something; picking one of several results does not."""
     return node.op == "call_function" and not is_getitem(node)
