@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from dit_compile.errors import DitcWarning
 from dit_compile.ir.program import Program
+from dit_compile.ir.recompute import is_marked
 
 
 class Eager:
@@ -30,6 +33,13 @@ class Eager:
     def compile(self, program: Program, graph: str) -> Callable[..., Sequence[torch.Tensor]]:
         """An interpreter for one graph."""
         module = program.graphs[graph]
+        if program.training and any(map(is_marked, module.graph.nodes)):
+            warnings.warn(
+                "ditc: target=eager keeps all values for the backward pass, those of checkpointed "
+                "regions too; target=inductor computes these again",
+                DitcWarning,
+                stacklevel=2,
+            )
 
         def run(*args: Any) -> Sequence[torch.Tensor]:
             with torch._C._DisableAutocast():  # its casts are in the graph

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from dit_compile.analysis.machine import cpu_class
 from dit_compile.backends.base import Backend
 from dit_compile.calibration.plan import Plan
 from dit_compile.capture.dynamo import capture_dynamo
+from dit_compile.capture.lazy import with_lazy_inputs
 from dit_compile.errors import (
     BindingError,
     DitcWarning,
@@ -29,7 +31,7 @@ from dit_compile.errors import (
     suggest,
 )
 from dit_compile.ir.fake import device_types
-from dit_compile.ir.program import InputKind, Program
+from dit_compile.ir.program import InputKind, OutputKind, Program
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
 from dit_compile.pipeline.presets import preset
@@ -39,6 +41,7 @@ from dit_compile.report.build import build_report
 from dit_compile.report.record import Recorder
 from dit_compile.report.write import check_target, write_numbered
 from dit_compile.runtime.compiled import CompiledProgram
+from dit_compile.runtime.fallback import Fallback
 from dit_compile.runtime.lanes import follow_cache_context
 from dit_compile.runtime.offload import has_own_memory
 from dit_compile.versions import check_torch
@@ -136,7 +139,8 @@ def ditc(
     """The Dynamo backend. Users write ``torch.compile(model, backend="ditc", options={...})``.
 
     Any failure inside ditc falls back one step at a time, with one warning that names the cause:
-    a failing pass is dropped, a failing capture or compilation leaves the graph to plain Inductor.
+    a failing pass is dropped, a failing capture or compilation leaves the graph to plain Inductor,
+    and so does a compiled graph that fails while it runs.
 
     Args:
         module: the graph from Dynamo.
@@ -156,20 +160,47 @@ def ditc(
             f'mode={mode!r} is Inductor\'s; with ditc write options={{"preset": "exact"}}'
         )
     parsed = Options.parse(options)
-    pipeline = parsed.pipeline()
+    return with_lazy_inputs(module, example_inputs, partial(_compile, options=parsed))
+
+
+def _compile(
+    module: fx.GraphModule, example_inputs: Sequence[Any], options: Options
+) -> Callable[..., Any]:
+    """Compile one graph, or leave it to plain Inductor unless ``strict``."""
+    pipeline = options.pipeline()
     try:
         captured = capture_dynamo(module)
-        if isinstance(parsed.plan, Plan):
-            _check(parsed.plan, captured, example_inputs)
-        return _assemble(captured, pipeline, parsed)
+        if isinstance(options.plan, Plan):
+            _check(options.plan, captured, example_inputs)
+        compiled = _assemble(captured, pipeline, options)
     except (TensorifyScalarRestartAnalysis, OptionError, BindingError, PlanError):
         raise
     except Exception as error:
-        if parsed.strict:
+        if options.strict:
             raise
         _warn(f"the graph is left to plain Inductor: {type(error).__name__}: {_first(error)}")
         plain: Any = compile_fx(module, list(example_inputs))
         return plain  # type: ignore[no-any-return]
+    if options.strict:
+        return compiled
+    instead = _as_it_is if options.target == "eager" else compile_plainly
+    return Fallback(compiled, module, instead, _written(captured), _warn)
+
+
+def _as_it_is(plain: Callable[..., Any]) -> Callable[..., Any]:
+    return plain
+
+
+def compile_plainly(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """``plain`` by Inductor without ditc, once it is called."""
+    return torch.compile(plain)
+
+
+def _written(captured: Program) -> list[int]:
+    """Positions among the caller's arguments of those that the graph writes to."""
+    passed = [name for name in captured.inputs if name not in captured.constants]
+    outputs = (output for outputs in captured.outputs.values() for output in outputs)
+    return [passed.index(o.name) for o in outputs if o.kind is OutputKind.MUTATION]
 
 
 def _check(plan: Plan, captured: Program, example_inputs: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from dit_compile.capture.build import build_program
 from dit_compile.capture.functional import trace
-from dit_compile.capture.regions import without_compiled_regions
+from dit_compile.capture.regions import without_regions
 from dit_compile.errors import CaptureError
 from dit_compile.ir.origin import normalize_path
 from dit_compile.ir.program import InputKind, Program, placeholders
@@ -34,7 +34,7 @@ def capture_dynamo(module: fx.GraphModule) -> Program:
     Raises:
         CaptureError: the graph has no tensor inputs, or cannot be made functional.
     """
-    module = without_compiled_regions(module)
+    module = without_regions(module)
     nodes = placeholders(module.graph)
     fakes = [node.meta.get("example_value") for node in nodes]
     mode = _fake_mode(fakes)

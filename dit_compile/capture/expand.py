@@ -28,10 +28,11 @@ from torch.utils import _pytree as pytree
 
 from dit_compile.ir.fake import leaves
 from dit_compile.ir.program import output_args, placeholders
+from dit_compile.ir.recompute import MARKS
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _functional: Any = torch  # the functionalization calls below are not in torch's stubs
-_KEPT = ("nn_module_stack", "stack_trace")
+_KEPT = ("nn_module_stack", "stack_trace", *MARKS)
 
 
 class NotLocalError(Exception):

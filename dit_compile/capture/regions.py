@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import operator
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx
 
+from dit_compile.errors import DitcWarning
 from dit_compile.ir.program import copy_graph, output_node
+from dit_compile.ir.recompute import mark
 
 #: What a call of a ``torch.compiler.nested_compile_region`` becomes.
 COMPILED_REGION = torch.ops.higher_order.invoke_subgraph
+#: What a call of ``torch.utils.checkpoint.checkpoint`` becomes.
+CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 
 
-def without_compiled_regions(module: fx.GraphModule) -> fx.GraphModule:
-    """A graph from Dynamo with the bodies of compiled regions in place; itself if it has none.
+def without_regions(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph from Dynamo with the bodies of its regions in place; itself if it has none.
 
-    ditc finds by itself what repeats, and compiles that once.
+    ditc finds by itself what repeats, and compiles that once. What a checkpoint says, that its
+    values are computed again for the backward pass, is said of each operator in it.
     """
-    if not _calls(module):
+    if not (_calls(module) or _calls(module, CHECKPOINT)):
         return module
     module = copy_graph(module)
     inline_compiled_regions(module)
+    _inline_checkpoints(module)
     return module
 
 
@@ -39,8 +47,29 @@ def inline_compiled_regions(module: fx.GraphModule) -> None:
         inline(module, call, moved=(traced_in.setdefault(str(handle.target), here), here))
 
 
-def inline(module: fx.GraphModule, call: fx.Node, moved: tuple[str, str] = ("", "")) -> None:
-    """Put the body of one nested graph in the place of its call.
+def _inline_checkpoints(module: fx.GraphModule) -> None:
+    """Inline all checkpointed regions, in place, and mark their operators as torch marks them.
+
+    AOTAutograd takes the marks along when it traces the forward pass, and its partitioner computes
+    what bears them anew in the backward pass. Between regions one value is kept, which it tells by
+    their numbers.
+    """
+    for number, call in enumerate(_calls(module, CHECKPOINT)):
+        if "_checkpoint_context_fn" in parts(module, call)[1].meta:
+            warnings.warn(
+                "ditc: a checkpoint's context_fn is not heeded: all of its region is computed "
+                "again in the backward pass",
+                DitcWarning,
+                stacklevel=2,
+            )
+        for node in inline(module, call):
+            mark(node, number)
+
+
+def inline(
+    module: fx.GraphModule, call: fx.Node, moved: tuple[str, str] = ("", "")
+) -> Iterable[fx.Node]:
+    """Put the body of one nested graph in the place of its call; return its operators.
 
     Args:
         module: the graph around it.
@@ -52,7 +81,7 @@ def inline(module: fx.GraphModule, call: fx.Node, moved: tuple[str, str] = ("", 
     graph = module.graph
     settings, body = parts(module, call)
     handle: Any = call.args[len(settings)]
-    body = without_compiled_regions(body)
+    body = without_regions(body)
     inputs = body.graph.find_nodes(op="placeholder")
     given = call.args[len(call.args) - len(inputs) :]
     mapping: dict[fx.Node, Any] = dict(zip(inputs, given, strict=True))
@@ -76,6 +105,7 @@ def inline(module: fx.GraphModule, call: fx.Node, moved: tuple[str, str] = ("", 
     graph.erase_node(call)
     if not handle.users:
         graph.erase_node(handle)
+    return [made for inner, made in mapping.items() if inner.op.startswith("call_")]
 
 
 def parts(module: fx.GraphModule, call: fx.Node) -> tuple[tuple[Any, ...], fx.GraphModule]:
@@ -86,8 +116,8 @@ def parts(module: fx.GraphModule, call: fx.Node) -> tuple[tuple[Any, ...], fx.Gr
     return call.args[:at], getattr(module, str(handle.target))
 
 
-def _calls(module: fx.GraphModule) -> list[fx.Node]:
-    return module.graph.find_nodes(op="call_function", target=COMPILED_REGION)
+def _calls(module: fx.GraphModule, target: Any = COMPILED_REGION) -> list[fx.Node]:
+    return module.graph.find_nodes(op="call_function", target=target)
 
 
 def _path(node: fx.Node) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import sympy
@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import FloorDiv
 from torch.utils._sympy.solve import try_solve
@@ -112,8 +112,12 @@ def unify_sizes(dropped: fx.Node, kept: fx.Node, mode: FakeTensorMode) -> None:
     for old, new in zip(leaves(value_of(dropped)), leaves(value_of(kept)), strict=True):
         olds, news = (v.shape if isinstance(v, torch.Tensor) else (v,) for v in (old, new))
         for left, right in zip(olds, news, strict=True):
-            if _is_told_by_data(left) and left.node.expr != right.node.expr:
-                mode.shape_env._eliminate_unbacked(left.node.expr, right.node.expr)
+            if _is_told_by_data(left) and left.node.expr != _expression(right):
+                mode.shape_env._eliminate_unbacked(left.node.expr, _expression(right))
+
+
+def _expression(size: Any) -> sympy.Expr:
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
 def _is_told_by_data(size: Any) -> bool:
@@ -154,11 +158,36 @@ def dtype_name(dtype: torch.dtype) -> str:
     return _SHORT.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def mismatch(expected: Any, actual: Any) -> str | None:
+def disagreement(node: fx.Node, actual: Any) -> str | None:
+    """Say how the fake value of ``node`` differs from what its operator gave; ``None`` if it fits.
+
+    The operator mints a symbol where only the data tells a size. What the graph claims of such a
+    size was learned from what came after it, and is not contradicted by a new symbol.
+    """
+    wrong = mismatch(node.meta["val"], actual)
+    if wrong is None:
+        return None
+    known = free_unbacked_symbols(list(_symbolic(fake_arguments(node))))
+    minted = free_unbacked_symbols(list(_symbolic(actual))) - known
+    return mismatch(node.meta["val"], actual, minted) if minted else wrong
+
+
+def _symbolic(value: Any) -> Iterator[Any]:
+    kinds = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+    yield from (leaf for leaf in leaves(value) if isinstance(leaf, kinds))
+
+
+def mismatch(expected: Any, actual: Any, free: Collection[sympy.Symbol] = ()) -> str | None:
     """Say how two fake values differ in structure, shape, dtype or device; ``None`` if they agree.
 
-    Strides are not compared: a backend is free to choose the layout of intermediate values.
+    Strides are not compared: a backend is free to choose the layout of intermediate values. Sizes
+    of ``actual`` in the symbols ``free`` may be anything.
     """
+
+    def fits(want: Any, have: Any) -> bool:
+        named = have.node.expr.free_symbols if isinstance(have, torch.SymInt) else set()
+        return not named.isdisjoint(free) or same_size(want, have)
+
     left, right = list(leaves(expected)), list(leaves(actual))
     if len(left) != len(right):
         return f"{len(right)} results, not {len(left)}"
@@ -171,9 +200,14 @@ def mismatch(expected: Any, actual: Any) -> str | None:
             return f"dtype {dtype_name(have.dtype)}, not {dtype_name(want.dtype)}"
         if want.device != have.device:
             return f"device {have.device}, not {want.device}"
-        if want.dim() != have.dim() or not all(map(same_size, want.shape, have.shape)):
+        if want.dim() != have.dim() or not all(map(fits, want.shape, have.shape)):
             return f"shape {describe(have)}, not {describe(want)}"
     return None
+
+
+def same_laziness(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors must be read alike."""
+    return left.is_conj() == right.is_conj() and left.is_neg() == right.is_neg()
 
 
 def is_operator(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from dit_compile.errors import VerificationError
-from dit_compile.ir.fake import describe, evaluate, mismatch
+from dit_compile.ir.fake import describe, disagreement, evaluate, mismatch
 from dit_compile.ir.origin import Origin, origin_of
 from dit_compile.ir.printer import node_text, print_graph
 from dit_compile.ir.program import OutputKind, Program, output_args
@@ -94,7 +94,7 @@ class Verifier:
             reason = first[0] if first else repr(error)
             yield f"%{node.name} = {node.target} rejects its arguments: {reason}"
             return
-        wrong = mismatch(node.meta["val"], actual)
+        wrong = disagreement(node, actual)
         if wrong:
             yield (
                 f"%{node.name} claims {describe(node.meta['val'])}, but its operator "

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from dit_compile.errors import PassError
-from dit_compile.ir.fake import evaluate
+from dit_compile.ir.fake import evaluate, unify_sizes
 from dit_compile.ir.origin import Origin, identifier
 from dit_compile.ir.program import (
     AHEAD,
@@ -107,6 +107,7 @@ class AheadGraph:
                 copy = self.graph.node_copy(node, self._became.__getitem__)
             # A rewrite upstream may have changed the strides, and compiled readers rely on them.
             copy.meta["val"] = evaluate(copy, self.program.fake_mode)
+            unify_sizes(copy, node, self.program.fake_mode)
             self._became[node] = copy
         return self._became[value]
 

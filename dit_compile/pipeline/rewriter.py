@@ -23,6 +23,7 @@ from dit_compile.ir.program import (
     placeholders,
 )
 from dit_compile.ir.purity import is_pure
+from dit_compile.ir.recompute import inherit_marks
 from dit_compile.pipeline.ahead import AheadGraph
 
 
@@ -286,6 +287,7 @@ class Rewriter:
                     node.meta[key] = old.meta[key]
                     break
         node.meta["origin"] = merge_origins(replaces)
+        inherit_marks(node, replaces)
 
     def _ahead(self, name: str) -> AheadGraph:
         if self.program.training:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from dit_compile.ir.fake import mismatch
+from dit_compile.ir.fake import mismatch, same_laziness
 from dit_compile.ir.memory import would_share
 from dit_compile.ir.program import Program
 from dit_compile.ir.purity import is_idle_dropout
@@ -43,6 +43,9 @@ class RemoveNoops(Pass):
                 if program.training and node.target in _GRADIENT:
                     continue
                 if not rule(node) or mismatch(node.meta["val"], source.meta["val"]):
+                    continue
+                if not same_laziness(node.meta["val"], source.meta["val"]):
+                    rw.miss(node, "it writes out a conjugation or negation", source)
                     continue
                 if shared := would_share(node, source):
                     rw.miss(node, shared, source)

@@ -167,3 +167,29 @@ def test_in_the_exact_preset_it_uncovers_siblings() -> None:
             return self.q(nn.functional.dropout(x, 0.1, training=False)).sigmoid() * self.k(x / 1)
 
     check(weights(Model()), randn(2, 4))
+
+
+def test_what_writes_out_a_conjugation_stays() -> None:
+    # RUN: remove-noops
+    # CHECK: %_conj = aten._conj(%x)
+    # CHECK: %clone = aten.clone(%_conj)
+    # CHECK: aten.view_as_real(%clone)
+    # CHECK-NOT: aten.clone
+    # CHECK: aten.view_as_real(%x)
+    # MISS: it writes out a conjugation or negation
+    def forward(x):
+        return torch.view_as_real(x.conj().clone()) + torch.view_as_real(x.clone())
+
+    check(forward, torch.complex(randn(2, 4), randn(2, 4, seed=1)))
+
+
+def test_what_writes_out_a_negation_stays() -> None:
+    # RUN: remove-noops
+    # CHECK: %_neg_view = aten._neg_view(%x)
+    # CHECK: aten.clone(%_neg_view
+    # CHECK: aten.sin(%x)
+    # MISS: it writes out a conjugation or negation
+    def forward(x):
+        return torch._neg_view(x).clone().cos() + x.clone().sin()
+
+    check(forward, randn(2, 4))
