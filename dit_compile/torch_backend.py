@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._inductor.compile_fx import compile_fx
 
-from dit_compile import config
+from dit_compile import config, disabling
 from dit_compile.analysis.binding import settle
 from dit_compile.backends.base import Backend
 from dit_compile.calibration.plan import Plan
@@ -146,6 +147,9 @@ def ditc(
             is wrong.
         DitcError: with ``strict``, any failure.
     """
+    if disabling.for_the_process():
+        inductors: Any = compile_fx(module, list(example_inputs))
+        return inductors  # type: ignore[no-any-return]
     check_torch()
     follow_cache_context()
     if mode not in (None, "default"):
@@ -158,7 +162,8 @@ def ditc(
         captured = capture_dynamo(module)
         if isinstance(parsed.plan, Plan):
             _check(parsed.plan, captured, example_inputs)
-        return _assemble(captured, pipeline, parsed)
+        assemble = functools.partial(_assemble, captured, pipeline, parsed)
+        return disabling.switchable(module, example_inputs, assemble, strict=parsed.strict)
     except (TensorifyScalarRestartAnalysis, OptionError, BindingError, PlanError):
         raise
     except Exception as error:
