@@ -6,8 +6,9 @@ Importing this package imports nothing else: torch is loaded when something firs
 
 ``explain`` shows what each pass does to a model, ``session`` states a sampling loop, ``calibrate``
 runs one to find what an approximation must know, ``attribute`` to find what each pass costs,
-``export`` writes the whole sampling program to files and ``load`` runs them without torch, and
-``invalidate`` tells compiled models that their weights were written to behind torch's back.
+``export`` writes the whole sampling program to files and ``load`` runs them without torch,
+``disabled`` runs models without ditc for a while, and ``invalidate`` drops what was derived from
+weights that were written to behind torch's back.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dit_compile.calibration.attribution import Attribution, attribute
     from dit_compile.calibration.calibrate import calibrate
     from dit_compile.calibration.plan import Plan
+    from dit_compile.disabling import disabled
     from dit_compile.explanation import Explanation, explain
     from dit_compile.exporting import export
     from dit_compile.pipeline.pipeline import Pipeline
@@ -37,6 +39,7 @@ _HOMES = {
     "Session": "dit_compile.runtime.session",
     "attribute": "dit_compile.calibration.attribution",
     "calibrate": "dit_compile.calibration.calibrate",
+    "disabled": "dit_compile.disabling",
     "explain": "dit_compile.explanation",
     "export": "dit_compile.exporting",
     "invalidate": "dit_compile.runtime.weights",
@@ -53,6 +56,7 @@ __all__ = [
     "Session",
     "attribute",
     "calibrate",
+    "disabled",
     "explain",
     "export",
     "invalidate",

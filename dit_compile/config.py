@@ -37,6 +37,11 @@ def strict_by_default() -> bool:
     return os.environ.get("DITC_STRICT", "0") not in ("", "0", "false")
 
 
+def disabled() -> bool:
+    """Whether graphs are left to Inductor (``DITC_DISABLE=1``; for a while ``ditc.disabled``)."""
+    return os.environ.get("DITC_DISABLE", "0") not in ("", "0", "false")
+
+
 def bisection() -> tuple[tuple[int, int] | None, str | None]:
     """What ``ditc bisect -- command`` asks of this process, in variables that it sets.
 

@@ -15,7 +15,7 @@ from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._inductor.compile_fx import compile_fx
 
-from dit_compile import config
+from dit_compile import config, disabling
 from dit_compile.analysis.binding import settle
 from dit_compile.analysis.machine import cpu_class
 from dit_compile.backends.base import Backend
@@ -153,6 +153,9 @@ def ditc(
             is wrong.
         DitcError: with ``strict``, any failure.
     """
+    if disabling.for_the_process():
+        inductors: Any = compile_fx(module, list(example_inputs))
+        return inductors  # type: ignore[no-any-return]
     check_torch()
     follow_cache_context()
     if mode not in (None, "default"):
@@ -172,7 +175,8 @@ def _compile(
         captured = capture_dynamo(module)
         if isinstance(options.plan, Plan):
             _check(options.plan, captured, example_inputs)
-        compiled = _assemble(captured, pipeline, options)
+        assemble = partial(_guarded, module, captured, pipeline, options)
+        return disabling.switchable(module, example_inputs, assemble, strict=options.strict)
     except (TensorifyScalarRestartAnalysis, OptionError, BindingError, PlanError):
         raise
     except Exception as error:
@@ -181,6 +185,13 @@ def _compile(
         _warn(f"the graph is left to plain Inductor: {type(error).__name__}: {_first(error)}")
         plain: Any = compile_fx(module, list(example_inputs))
         return plain  # type: ignore[no-any-return]
+
+
+def _guarded(
+    module: fx.GraphModule, captured: Program, pipeline: Pipeline, options: Options
+) -> disabling.Step:
+    """Rewrite and compile a captured Program; what fails at run time is left to plain torch."""
+    compiled = _assemble(captured, pipeline, options)
     if options.strict:
         return compiled
     instead = _as_it_is if options.target == "eager" else compile_plainly

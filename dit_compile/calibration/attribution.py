@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from dit_compile.calibration.runs import Outcome, Runs, Sample
+from dit_compile.disabling import require_enabled
 from dit_compile.errors import OptionError
 from dit_compile.files import replaced
 from dit_compile.ir.fingerprint import fingerprint
@@ -115,10 +116,11 @@ def attribute(
         progress: show a progress bar.
 
     Raises:
-        OptionError: ``samples`` is less than 1.
+        OptionError: ``samples`` is less than 1, or ditc is disabled.
         PipelineError: the pipeline is wrong.
         PlanError: ``sample`` does not call ``model``.
     """
+    require_enabled("attribution")
     if samples < 1:
         raise OptionError(f"samples must be at least 1, not {samples}")
     how = {"target": "eager", **(options or {})}

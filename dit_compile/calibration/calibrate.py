@@ -12,6 +12,7 @@ import dit_compile
 from dit_compile.calibration.budget import Budget, Scale, search
 from dit_compile.calibration.plan import Plan, Trial, Weight
 from dit_compile.calibration.runs import Runs, Sample
+from dit_compile.disabling import require_enabled
 from dit_compile.errors import OptionError
 from dit_compile.ir.origin import normalize_path
 from dit_compile.pipeline.pipeline import Pipeline
@@ -60,10 +61,11 @@ def calibrate(
         The Plan. With a budget, ``curve`` has what was tried.
 
     Raises:
-        OptionError: no pipeline and no budget are given, ``samples`` is less than 1, or
-            ``value_range`` is no range.
+        OptionError: no pipeline and no budget are given, ``samples`` is less than 1,
+            ``value_range`` is no range, or ditc is disabled.
         PlanError: ``sample`` does not call ``model``, or nothing meets the budget.
     """
+    require_enabled("calibration")
     if samples < 1:
         raise OptionError(f"samples must be at least 1, not {samples}")
     budget, scale = Budget(min_psnr, max_rel_l2, min_speedup), Scale(*value_range)

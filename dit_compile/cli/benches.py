@@ -6,11 +6,14 @@ import argparse
 import dataclasses
 from typing import Any, TypeVar
 
+from dit_compile.disabling import require_enabled
+
 OptionsT = TypeVar("OptionsT")
 
 
 def bench_cache(args: argparse.Namespace) -> None:
     """``ditc bench cache``: caching by ditc and by what others offer, on the bundled models."""
+    require_enabled("ditc bench cache")
     from dit_compile.bench.caching.bench import CacheBenchOptions, run_cache_bench
 
     run_cache_bench(_options(CacheBenchOptions, args))
@@ -18,6 +21,7 @@ def bench_cache(args: argparse.Namespace) -> None:
 
 def bench_exact(args: argparse.Namespace) -> None:
     """``ditc bench exact``: the default preset against eager and torch.compile."""
+    require_enabled("ditc bench exact")
     from dit_compile.bench.exact import BenchOptions, run_bench
 
     run_bench(_options(BenchOptions, args))
@@ -32,6 +36,7 @@ def bench_export(args: argparse.Namespace) -> None:
 
 def bench_loop(args: argparse.Namespace) -> None:
     """``ditc bench loop``: what a cache saves on full-size models."""
+    require_enabled("ditc bench loop")
     from dit_compile.bench.loop import LoopBenchOptions, run_loop_bench
 
     run_loop_bench(_options(LoopBenchOptions, args))

@@ -147,7 +147,9 @@ def is_report(text: str) -> bool:
 def demo(args: argparse.Namespace) -> None:
     """``ditc demo``: sample a bundled model in four ways and compare."""
     from dit_compile.demo.run import DemoOptions, run_demo
+    from dit_compile.disabling import require_enabled
 
+    require_enabled("ditc demo")
     run_demo(
         DemoOptions(
             model=args.model,

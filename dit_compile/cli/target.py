@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dit_compile.cli.model_file import load_file, own_name
 from dit_compile.demo.bundled import BundledModel
 from dit_compile.demo.models import BUNDLED
 from dit_compile.errors import ModelFileError, suggest
@@ -92,39 +91,54 @@ def _function(place: str, name: str) -> Callable[[], Any]:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ModelFileError(f"model file {str(path)!r} does not exist")
-    spec = importlib.util.spec_from_file_location(f"ditc_model_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses, among others, look for it
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        return load_file(path)
+    except (Exception, SystemExit) as error:
         raise ModelFileError(
-            f"model file {str(path)!r} cannot be loaded: {_described(error)}"
+            f"model file {str(path)!r} cannot be loaded: {_described(error)}{_remedy(error)}"
         ) from error
-    return module
 
 
 def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
-        raise ModelFileError(f"module {name!r} cannot be imported: {_described(error)}") from error
+    except (Exception, SystemExit) as error:
+        absent = isinstance(error, ModuleNotFoundError) and name.startswith(f"{error.name}")
+        remedy = "; give its file, 'file.py:function', or install it" if absent else _remedy(error)
+        raise ModelFileError(
+            f"module {name!r} cannot be imported: {_described(error)}{remedy}"
+        ) from error
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """The error in one line, with the line of code that raised it."""
-    reason = " ".join(str(error).split())
+    reason = " ".join(own_name(str(error)).split())
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {reason} ({last.filename}:{last.lineno})"
+    if last.filename.startswith("<frozen"):  # the import system's own
+        return f"{type(error).__name__}: {reason}"
+    place = f"{last.filename}:{last.lineno}"
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        place, reason = f"{error.filename}:{error.lineno}", error.msg
+    return f"{type(error).__name__}: {reason} ({place})"
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do about code that cannot be imported, where that is known."""
+    if isinstance(error, SystemExit):
+        return "; put what is to run as a script behind if __name__ == '__main__'"
+    if isinstance(error, ModuleNotFoundError):
+        return "; install that, or put it beside the file"
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return "; give each folder of the package an __init__.py"
+    return ""
 
 
 def _run(text: str, function: Callable[[], Any]) -> Any:
     try:
         return function()
-    except Exception as error:
-        raise ModelFileError(f"{text} failed: {_described(error)}") from error
+    except (Exception, SystemExit) as error:
+        remedy = _remedy(error) if isinstance(error, ImportError) else ""
+        raise ModelFileError(f"{text} failed: {_described(error)}{remedy}") from error
 
 
 def _checked(text: str, function: Callable[[], Any]) -> Target:

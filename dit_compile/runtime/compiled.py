@@ -128,6 +128,18 @@ class CompiledProgram:
             tracker.end()
             raise
 
+    def interrupt(self, *args: Any) -> None:
+        """End the running generation, since something else serves the call with these arguments.
+
+        Weights that were moved away are back afterwards.
+        """
+        if self._successor is not None:
+            self._successor.interrupt(*args)
+            return
+        values: Values = dict(zip(self.arguments, args, strict=True)) | self.program.constants
+        weights = [values[name] for name in self._weights]
+        current(weights).tracker(self, weights).end()
+
     def _release(
         self, offload: Offload, values: Values, call: Call, lane: Lane, tracker: Tracker
     ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import RestartAnalysis
 
+from dit_compile.disabling import Step
 from dit_compile.errors import BindingError, DitcWarning, OptionError, PlanError, SessionError
 
 #: What no other way of running the graph can mend, or what is the caller's to see.
@@ -40,7 +41,7 @@ class Fallback:
 
     def __init__(
         self,
-        compiled: Function,
+        compiled: Step,
         plain: Function,
         compile_plain: Callable[[Function], Function],
         written: Sequence[int],
@@ -74,6 +75,11 @@ class Fallback:
             if before is None or before != self._versions(args):
                 raise
             return self._serve(args, error)
+
+    def interrupt(self, *args: Any) -> None:
+        """Note that something else serves the call with these arguments."""
+        if self._instead is None:
+            self._compiled.interrupt(*args)
 
     def _serve(self, args: Sequence[Any], error: Exception) -> Any:
         """Serve a call whose compiled graph raised ``error``."""

@@ -111,5 +111,5 @@ def test_a_file_that_does_not_load(tmp_path: pytest.TempPathFactory) -> None:
         load_target(f"{path}:make")
     assert str(caught.value) == (
         f"model file {str(path)!r} cannot be loaded: ModuleNotFoundError: No module named "
-        f"'no_such_package_at_all' ({path}:1)"
+        f"'no_such_package_at_all' ({path}:1); install that, or put it beside the file"
     )
