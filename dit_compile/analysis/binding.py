@@ -10,8 +10,8 @@ from torch import fx
 
 from dit_compile.analysis.tokens import find_tokens
 from dit_compile.errors import AnalysisError, BindingError, suggest
-from dit_compile.ir.program import Binding, InputKind, Program, placeholders
-from dit_compile.ir.purity import is_random
+from dit_compile.ir.program import Binding, Input, InputKind, Program, placeholders
+from dit_compile.ir.purity import SIZES, is_random
 
 aten = torch.ops.aten
 
@@ -23,21 +23,27 @@ _EMBEDS = {aten.linear.default, aten.matmul.default, aten.mm.default, aten.addmm
 def node_bindings(program: Program, graph: fx.Graph | None = None) -> dict[fx.Node, Binding]:
     """The binding time of each node: the latest of its arguments'; random nodes are ``LATENT``.
 
-    Sizes are fixed for a generation, whatever tensor they are read from.
+    Sizes are fixed for a generation, whatever tensor they are read from, and so are numbers that
+    are passed as such: each call compares them. Numbers read from the content of a tensor are not.
     """
     bindings: dict[fx.Node, Binding] = {}
     for node in (graph or program.main).nodes:
         if node.op == "placeholder":
-            spec = program.inputs.get(str(node.target))
-            bindings[node] = spec.binding if spec else Binding.LATENT
+            bindings[node] = _binding_of(program.inputs.get(str(node.target)))
         elif node.op == "call_function" and is_random(node):
             bindings[node] = Binding.LATENT
-        elif isinstance(node.meta.get("val"), torch.SymInt):
+        elif node.target in SIZES:
             bindings[node] = Binding.INVARIANT
         else:
             known = [bindings[arg] for arg in node.all_input_nodes]
             bindings[node] = max(known, default=Binding.WEIGHT)
     return bindings
+
+
+def _binding_of(spec: Input | None) -> Binding:
+    if spec is None:
+        return Binding.LATENT
+    return min(spec.binding, Binding.INVARIANT) if spec.kind is InputKind.SIZE else spec.binding
 
 
 def timestep_candidates(program: Program) -> tuple[str, ...]:

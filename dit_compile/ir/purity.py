@@ -11,6 +11,9 @@ from dit_compile.ir.fake import is_getitem
 
 aten = torch.ops.aten
 
+#: What reads nothing of a tensor but its sizes.
+SIZES = {aten.sym_size.int, aten.sym_numel.default}
+
 
 def is_pure(node: fx.Node) -> bool:
     """Whether ``node`` may be merged with an equal one, or dropped when nobody uses it."""

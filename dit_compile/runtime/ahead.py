@@ -21,6 +21,7 @@ from dit_compile.ir.program import (
 )
 from dit_compile.pipeline.registry import find_backend
 from dit_compile.runtime.generation import Call, Lane, Tracker
+from dit_compile.runtime.memory import apart
 from dit_compile.runtime.offload import present
 from dit_compile.runtime.steps import Values
 from dit_compile.runtime.table import Key, foreseen, forget, key_of, that_fit
@@ -152,11 +153,13 @@ class _Graph:
 
     Attributes:
         reads, returns: names of its inputs and results.
+        passed: those inputs that belong to the caller.
         clock: those inputs that are the timestep.
     """
 
     run: Callable[..., Sequence[torch.Tensor]]
     reads: list[str]
+    passed: list[str]
     returns: list[str]
     clock: list[str]
 
@@ -167,6 +170,7 @@ class _Graph:
         return cls(
             find_backend("eager").compile(program, name),
             reads,
+            [read for read in reads if program.inputs[read].kind is InputKind.USER],
             returns,
             [
                 read
@@ -180,7 +184,7 @@ class _Graph:
         """The results for ``values``, by name."""
         given = [values[name] for name in self.reads]
         with torch.no_grad(), present(given):
-            returned = self.run(*given)
+            returned = apart(self.run(*given), [values[name] for name in self.passed])
         detached = (value.detach() for value in returned)
         return dict(zip(self.returns, detached, strict=True))
 

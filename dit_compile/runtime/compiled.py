@@ -21,6 +21,7 @@ from dit_compile.ir.program import (
 from dit_compile.runtime.ahead import Ahead
 from dit_compile.runtime.generation import Call, Hold, Lane, Tracker
 from dit_compile.runtime.held import Held
+from dit_compile.runtime.memory import Results
 from dit_compile.runtime.offload import Offload, recall
 from dit_compile.runtime.session import current
 from dit_compile.runtime.sight import Sight
@@ -74,6 +75,7 @@ class CompiledProgram:
         self._run: dict[str, Callable[..., Sequence[Any]]] = {
             name: backend.compile(program, name) for name in program.schedule.graphs()
         }
+        self._results = {name: Results(program, name, reads) for name, reads in self._reads.items()}
         self._ahead = Ahead(program)
         self._offload = Offload(program) if offload else None
         self._steps = Steps(
@@ -162,7 +164,7 @@ class CompiledProgram:
         """Run graph ``name`` and hand each output to where it belongs."""
         given = [values[read] for read in self._reads[name]]
         recall(given)
-        returned = self._run[name](*given)
+        returned = self._results[name].separate(given, self._run[name](*given))
         results: list[Any] = []
         done = Returned()
         for output, value in zip(self.program.outputs[name], returned, strict=True):

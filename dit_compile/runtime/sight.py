@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dit_compile.ir.interface import Binding, Input, InputKind
+from dit_compile.ir.interface import Compared, Input, InputKind
 from dit_compile.runtime.generation import Call
 from dit_compile.runtime.lanes import current_lane
 
@@ -18,21 +18,21 @@ class Sight:
     """
 
     def __init__(self, inputs: Iterable[Input]) -> None:
-        users = [spec for spec in inputs if spec.kind is InputKind.USER]
-        self._users = [spec.name for spec in users]
-        clocks = [spec for spec in users if spec.binding is Binding.TIMESTEP]
-        settled = [spec.name for spec in clocks if spec.settled]
-        self._timesteps = settled or [spec.name for spec in clocks]
+        inputs = list(inputs)
+        given = (InputKind.USER, InputKind.SIZE)
+        self._sized = [spec.name for spec in inputs if spec.kind in given]
+        compared = Compared.of(inputs)
+        self._timesteps = compared.timesteps
         #: ``None`` if which of several candidates is the timestep must be observed.
-        self.clock = tuple(settled) if settled or not self._timesteps else None
-        latents = {spec.name for spec in users if spec.settled and spec.binding is Binding.LATENT}
-        self._context = [n for n in self._users if n not in latents and n not in self._timesteps]
+        self.clock = compared.clock
+        users = {spec.name for spec in inputs if spec.kind is InputKind.USER}
+        self._context = [name for name in compared.context if name in users]
 
     def look(self, values: Mapping[str, Any]) -> Call:
         """The facts of one call."""
         return Call(
             timesteps={name: _host_values(values[name]) for name in self._timesteps},
-            shapes=tuple(_size(values[name]) for name in self._users),
+            shapes=tuple(_size(values[name]) for name in self._sized),
             context={name: values[name] for name in self._context},
             lane=current_lane(),
         )

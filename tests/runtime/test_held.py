@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dit_compile.runtime import held
+from dit_compile.runtime import content
 from dit_compile.runtime.held import Held
 
 
@@ -47,22 +48,63 @@ def test_same_memory_under_other_strides_and_equal_values() -> None:
     assert Held.of(x).same(x.t())
 
 
-@pytest.mark.parametrize("through", ["itself", "view", "base"])
+@pytest.mark.parametrize("through", ["itself", "view", "base", "data", "array", "storage"])
 def test_write_in_place(through: str) -> None:
-    base = torch.zeros(4)
+    array = np.zeros(4, np.float32)
+    base = torch.from_numpy(array)
     x = base[:2] if through == "base" else base
     kept = Held.of(x)
-    {"itself": x, "view": x[:1], "base": base}[through].add_(0)
+    writers = {"itself": x, "view": x[:1], "base": base, "data": x.data}
+    if through == "array":
+        array += 1
+    elif through == "storage":
+        x.untyped_storage().fill_(1)
+    else:
+        writers[through].add_(1)
     assert not kept.same(x)
-    assert not kept.same(torch.zeros_like(x)), "what it was when held is not known any more"
+    assert kept.same(torch.zeros_like(x)), "what it was is known still"
 
 
-def test_address_is_not_given_away() -> None:
+def test_other_memory_under_the_same_object() -> None:
     x = tensor()
-    kept, address = Held.of(x), x.data_ptr()
+    kept = Held.of(x)
+    x.data = tensor() + 1
+    assert not kept.same(x)
+
+
+def test_an_array_that_is_used_again() -> None:
+    array = np.ones(6, np.float32)
+    kept = Held.of(torch.from_numpy(array))
+    array[:] = 2
+    assert not kept.same(torch.from_numpy(array))
+
+
+def test_bits_count() -> None:
+    assert not Held.of(torch.tensor([0.0])).same(torch.tensor([-0.0]))
+    assert Held.of(torch.tensor([torch.nan])).same(torch.tensor([torch.nan]))
+    assert not Held.of(0.0).same(-0.0)
+    assert Held.of(float("nan")).same(float("nan"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.complex64, torch.float64])
+def test_every_type(dtype: torch.dtype) -> None:
+    x = torch.ones(3, dtype=dtype)
+    kept = Held.of(x)
+    assert kept.same(x.clone())
+    assert not kept.same(torch.zeros_like(x))
+
+
+def test_conjugates_are_their_content() -> None:
+    x = torch.tensor([1 + 2j])
+    assert Held.of(x.conj()).same(torch.tensor([1 - 2j]))
+    assert not Held.of(x.conj()).same(x)
+
+
+def test_an_address_that_another_tensor_gets() -> None:
+    x = tensor()
+    kept = Held.of(x)
     del x
     others = [torch.zeros(2, 3) for _ in range(50)]
-    assert address not in [other.data_ptr() for other in others]
     assert not any(kept.same(other) for other in others)
 
 
@@ -76,20 +118,23 @@ def test_plain_values() -> None:
 class TestLarge:
     @pytest.fixture(autouse=True)
     def _small_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(held, "_COMPARED", 4)
+        monkeypatch.setattr(content, "WHOLE", 4)
 
-    def test_by_identity_only(self) -> None:
-        x = tensor()
+    @pytest.mark.parametrize("size", [6, 5000, 2**20 + 3])
+    def test_a_sample_and_a_checksum(self, size: int) -> None:
+        x = torch.arange(float(size))
         kept = Held.of(x)
-        assert kept.same(x)
-        assert not kept.same(x.clone())
+        assert kept.same(x.clone())
+        for place in (0, size // 2, size - 1):
+            other = x.clone()
+            other[place] += 1
+            assert not kept.same(other)
 
-    def test_inference_tensor_is_not_copied(self) -> None:
-        with torch.inference_mode():
-            x = tensor()
-            kept = Held.of(x)
-            assert kept.value is None
-            assert not kept.same(x)
+    def test_two_that_change_places(self) -> None:
+        x = torch.arange(100_000.0)
+        other = x.clone()
+        other[77], other[79] = x[79], x[77]
+        assert not Held.of(x).same(other)
 
 
 class TestInference:

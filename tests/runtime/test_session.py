@@ -16,7 +16,8 @@ from torch import Tensor
 
 import dit_compile as ditc
 from dit_compile.errors import DitcWarning, SessionError
-from dit_compile.runtime import held
+from dit_compile.runtime import content
+from dit_compile.runtime.session import current
 from tests.runtime.loops import (
     TIMES,
     Loop,
@@ -349,15 +350,15 @@ class TestInferenceMode:
                 got = [fast(**call) for call in calls(prompt(1))]
             assert_same(got, alone(toy, calls(prompt(1)), "crcccrcc"))
 
-    def test_large_prompt_is_computed_in_full(
+    def test_large_prompt_by_its_checksum(
         self, toy: Toy, fast: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(held, "_COMPARED", 4)
+        monkeypatch.setattr(content, "WHOLE", 4)
         with torch.inference_mode():
             loop = Loop(prompt(1), times=TIMES[:6])
             with ditc.session(fast):
                 got = [fast(**call) for call in loop]
-            assert_same(got, alone(toy, loop, "c" * 6))
+            assert_same(got, alone(toy, loop, "crcrcr"))
 
 
 class TestAtOnce:
@@ -496,19 +497,16 @@ class TestLifetime:
                 pass
             assert alive() == 6  # still open
             del y
-            assert watched() is not None
+            assert watched() is None, "a copy is compared"
         assert alive() == 0
-        assert watched() is None
         assert session.summary()["computed"] == 2
 
     def test_default_session_ends_with_its_thread(self, fast: Any) -> None:
-        watched: list[weakref.ref[Tensor]] = []
+        watched: list[weakref.ref[ditc.Session]] = []
 
         def sample() -> None:
-            y = label(1)
-            watched.append(weakref.ref(y))
-            run(fast, Loop(y))
-            del y
+            run(fast, Loop(label(1)))
+            watched.append(weakref.ref(current(())))
             assert watched[0]() is not None
 
         thread = threading.Thread(target=sample)

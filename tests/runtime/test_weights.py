@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -146,3 +148,19 @@ def test_sources_without_elements_or_of_several_dtypes() -> None:
     derived.get(weights, check_content=True)
     derived.get(weights, check_content=True)
     assert derived.rebuilds == 1
+
+
+def test_sets_of_weights_that_take_turns_are_derived_once() -> None:
+    derived, first, second = DerivedWeights(double), sources(1), sources(2)
+    for _ in range(3):
+        assert derived.get(first, check_content=True)[0][0, 0] == 2
+        assert derived.get(second, check_content=True)[0][0, 0] == 4
+    assert derived.rebuilds == 2
+
+
+def test_what_is_derived_is_freed_with_its_weights() -> None:
+    derived, weights = DerivedWeights(double), sources()
+    made = weakref.ref(derived.get(weights, check_content=False)[0])
+    del weights
+    gc.collect()
+    assert made() is None
