@@ -89,3 +89,11 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Why it was skipped."""
     _, _, said = report.longrepr  # type: ignore[misc]
     return str(said).removeprefix("Skipped: ")
+
+
+@pytest.fixture(params=[0o000, 0o002, 0o022, 0o027, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """One user's umask after the other."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)

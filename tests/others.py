@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,8 @@ def give_away(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
 
     for name in ("stat", "lstat"):
         monkeypatch.setattr(os, name, told(getattr(os, name)))
+
+
+def mode(path: Path) -> int:
+    """Who may read, write and enter a file or folder."""
+    return stat.S_IMODE(path.stat().st_mode)

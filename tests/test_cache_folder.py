@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dit_compile.cache_folder import cache_folder, distrust
 from dit_compile.errors import CacheError
-from tests.others import give_away
+from tests.others import give_away, mode
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="a system without owners")
 
@@ -20,17 +18,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="a system with
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DITC_CACHE_DIR", str(tmp_path / "above" / "cache"))
     return tmp_path / "above" / "cache"
-
-
-@pytest.fixture(params=[0o000, 0o002, 0o022, 0o077])
-def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = os.umask(request.param)
-    yield request.param
-    os.umask(before)
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_only_its_owner_enters_what_is_made(root: Path, umask: int) -> None:

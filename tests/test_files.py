@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,17 +13,7 @@ import pytest
 from dit_compile import files
 from dit_compile.files import filled_folder, replaced, write_atomically
 from tests.killed import Killed, deaths
-
-
-@pytest.fixture(params=[0o000, 0o022, 0o027, 0o077])
-def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = os.umask(request.param)
-    yield request.param
-    os.umask(before)
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
+from tests.others import mode
 
 
 def names(folder: Path) -> list[str]:

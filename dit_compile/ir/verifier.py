@@ -172,11 +172,10 @@ def _check_reads(program: Program, name: str) -> None:
     if name not in AHEAD:
         return
     compared = Compared.of(program.inputs.values())
-    numbers = {spec.name for spec in program.of_kind(InputKind.SIZE)}
     known = {
         WEIGHTS: set[str](),
-        PROLOGUE: {*compared.context, *numbers},
-        TABLE: {*compared.context, *compared.timesteps, *numbers},
+        PROLOGUE: {*compared.context},
+        TABLE: {*compared.context, *compared.timesteps},
     }[name]
     for node in placeholders(program.graphs[name].graph):
         spec = program.inputs[str(node.target)]
