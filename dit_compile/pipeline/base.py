@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -120,7 +121,8 @@ def unknown_option(owner: str, key: str, known: Mapping[str, Any]) -> PipelineEr
     )
 
 
-_LARGEST = 1 << 63
+#: A larger integer raises as soon as it meets a float.
+_LARGEST = int(sys.float_info.max)
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
@@ -146,7 +148,7 @@ def coerce(owner: str, key: str, value: Any, field: dataclasses.Field[Any]) -> A
             f"{owner}: option {key!r} takes {field.type}, not {type(value).__name__} {value!r}"
         )
     if not all(map(_computable, value if isinstance(value, tuple) else (value,))):
-        raise PipelineError(f"{owner}: option {key!r} takes numbers of at most 64 bits, and no nan")
+        raise PipelineError(f"{owner}: option {key!r} takes no nan, and no number beyond a float's")
     return float(value) if names[0] == "float" and isinstance(value, int) else value
 
 
@@ -154,4 +156,4 @@ def _computable(value: Any) -> bool:
     """Whether a number is one that all arithmetic takes."""
     if isinstance(value, float):
         return not math.isnan(value)
-    return not isinstance(value, int) or -_LARGEST <= value < _LARGEST
+    return not isinstance(value, int) or abs(value) <= _LARGEST
