@@ -22,7 +22,6 @@ from dit_compile.ir.program import (
     OutputKind,
     Program,
     output_args,
-    placeholders,
 )
 from dit_compile.ir.purity import SIZES, mutates
 
@@ -164,7 +163,9 @@ class Verifier:
 
 
 def _check_reads(program: Program, name: str) -> None:
-    """What runs ahead of the steps reads only what a Session compares from call to call.
+    """What runs ahead of the steps depends only on what a Session compares from call to call.
+
+    Of an input that is not compared by then it may know the sizes, which always are.
 
     Raises:
         VerificationError: naming the input that is not compared.
@@ -177,17 +178,23 @@ def _check_reads(program: Program, name: str) -> None:
         PROLOGUE: {*compared.context},
         TABLE: {*compared.context, *compared.timesteps},
     }[name]
-    for node in placeholders(program.graphs[name].graph):
-        spec = program.inputs[str(node.target)]
-        if spec.kind not in (InputKind.USER, InputKind.SIZE) or spec.name in known:
-            continue
-        sizes_alone = spec.kind is InputKind.USER and all(
-            user.target in SIZES for user in node.users
-        )
-        if name == WEIGHTS or not sizes_alone:
+    graph = program.graphs[name].graph
+    unknown: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            spec = program.inputs[str(node.target)]
+            if spec.kind in (InputKind.USER, InputKind.SIZE) and spec.name not in known:
+                unknown[node] = spec.path
+        elif node.op != "output" and (node.target not in SIZES or name == WEIGHTS):
+            source = next((arg for arg in node.all_input_nodes if arg in unknown), None)
+            if source is not None:
+                unknown[node] = unknown[source]
+    for value in output_args(graph):
+        if value in unknown:
             raise VerificationError(
-                f"graph @{name} reads {spec.path!r}, which no Session compares by then: it would "
-                "serve values of an earlier call" + _around(program, name, next(iter(node.users)))
+                f"graph @{name} returns what depends on {unknown[value]!r}, which no Session "
+                "compares by then: it would serve values of an earlier call"
+                + _around(program, name, value)
             )
 
 

@@ -12,8 +12,17 @@ from torch.nn import functional as F
 
 import dit_compile as ditc
 from dit_compile.analysis.binding import settle
-from dit_compile.errors import PipelineError
-from dit_compile.ir.program import PROLOGUE, TABLE, WEIGHTS, InputKind, Program
+from dit_compile.errors import PipelineError, VerificationError
+from dit_compile.ir.program import (
+    PROLOGUE,
+    TABLE,
+    WEIGHTS,
+    Binding,
+    InputKind,
+    Program,
+    placeholders,
+)
+from dit_compile.ir.verifier import Verifier
 from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
 from tests.passes.irtest import Rewritten, capture, check, ops, randn, rewrite, weights
@@ -242,3 +251,31 @@ def test_six_families(name: str, gone: tuple[str, ...]) -> None:
     inputs = case.inputs(0, torch.Generator().manual_seed(0))
     found = ditc.explain(zoo.build(case), kwargs=inputs, numerics=name in ("dit", "flux"))
     assert left(found.program, gone) == set()
+
+
+@pytest.mark.parametrize(("path", "graph"), [("prompt", PROLOGUE), ("t", TABLE)])
+def test_what_runs_ahead_depends_only_on_what_is_compared(path: str, graph: str) -> None:
+    after = hoisted(Conditioned(), *example()).after
+    Verifier().check(after)
+    after.bind(path, Binding.LATENT)
+    with pytest.raises(VerificationError, match=f"graph @{graph} returns .* '{path}', which no"):
+        Verifier().check(after)
+
+
+def test_sizes_of_a_latent_may_be_known_ahead() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.k, self.v = nn.Conv1d(D, D, 2, 2), nn.Linear(D, D), nn.Linear(D, D)
+
+        def forward(self, x: Tensor, prompt: Tensor) -> Tensor:
+            tokens = self.embed(x.mT).mT
+            text = self.k(prompt.expand(-1, tokens.shape[1], -1))
+            return tokens + F.scaled_dot_product_attention(tokens, text, self.v(text))
+
+    x, prompt = randn(2, 12, D), randn(2, 1, D)
+    length = torch.export.Dim("length", min=2, max=64)
+    program = capture(weights(Positions()), x, prompt, dynamic_shapes=({1: 2 * length}, None))
+    settle(program, {"x": "latent", "prompt": "invariant"})
+    after = rewrite("hoist-invariant", program, x, prompt).after
+    assert any(node.target == "x" for node in placeholders(after.graphs[PROLOGUE].graph))
