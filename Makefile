@@ -6,21 +6,25 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TYPES := build/types
 
-.PHONY: demo test test-lowest test-slow lint types format clean
+.PHONY: demo test test-lowest test-slow test-full lint types format clean
 
 demo: $(READY)
 	$(BIN)/ditc demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow and not full"
 
 # As on a processor with AVX2 alone, whatever this one has: torch and oneDNN read these at their load.
 test-lowest: $(READY)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
-	  $(BIN)/python -m pytest -n auto -m "processor and not slow"
+	  $(BIN)/python -m pytest -n auto -m "processor and not slow and not full"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n auto -m slow
+
+# What takes longer than CI may: about 45 minutes on two cores. Run it before a release.
+test-full: $(READY)
+	$(BIN)/python -m pytest -n auto -m full
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -63,7 +63,7 @@ def compare(case: zoo.Case, target: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(case.name, marks=() if case.name in QUICK else pytest.mark.slow)
+        pytest.param(case.name, marks=() if case.name in QUICK else pytest.mark.full)
         for case in zoo.CASES
     ],
 )
@@ -71,7 +71,7 @@ def test_same_results_as_eager(name: str) -> None:
     compare(zoo.case(name), "eager")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", WITH_INDUCTOR)
 def test_same_results_with_inductor(name: str) -> None:
     compare(zoo.case(name), "inductor")
@@ -81,7 +81,7 @@ def test_same_results_with_inductor(name: str) -> None:
 IN_HALF = {*WITH_INDUCTOR, "ernie_image", "cogview4"} - {"hunyuan_dit", "t5_film"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", sorted(IN_HALF))
 def test_half_precision_obeys_the_exact_rule(name: str) -> None:
     """``explain`` raises if a pass that claims to be exact moves the numbers beyond rounding."""
