@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._guards import CompileContext
 from torch._inductor.compile_fx import compile_fx
 
 from dit_compile import config
@@ -29,6 +30,7 @@ from dit_compile.errors import (
 )
 from dit_compile.ir.fake import device_types
 from dit_compile.ir.program import InputKind, Program
+from dit_compile.pipeline.base import Kind
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
 from dit_compile.pipeline.presets import preset
@@ -158,7 +160,7 @@ def ditc(
         captured = capture_dynamo(module)
         if isinstance(parsed.plan, Plan):
             _check(parsed.plan, captured, example_inputs)
-        return _assemble(captured, pipeline, parsed)
+        return _assemble(captured, pipeline, parsed, _origin())
     except (TensorifyScalarRestartAnalysis, OptionError, BindingError, PlanError):
         raise
     except Exception as error:
@@ -190,7 +192,15 @@ def _check(plan: Plan, captured: Program, example_inputs: Sequence[Any]) -> None
         )
 
 
-def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> CompiledProgram:
+def _origin() -> object:
+    """The place in the user's code that Dynamo compiles now, one for all forms of its graph."""
+    compiling = CompileContext.current_compile_id()
+    return None if compiling is None else ("frame", compiling.frame_id)
+
+
+def _assemble(
+    captured: Program, pipeline: Pipeline, options: Options, origin: object
+) -> CompiledProgram:
     """Rewrite and compile a captured Program, which stays as it is to start from again."""
     program = captured.copy()
     settle(program, options.bindings)
@@ -212,7 +222,8 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
         )
         bindings = {**options.bindings, **dict.fromkeys(paths, "latent")}
         try:
-            return _assemble(captured, pipeline, dataclasses.replace(options, bindings=bindings))
+            renewed = dataclasses.replace(options, bindings=bindings)
+            return _assemble(captured, pipeline, renewed, origin)
         except Exception as error:
             if options.strict:
                 raise
@@ -224,7 +235,14 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
         _warn(
             f"offload_hoisted releases nothing: weights on {', '.join(devices)} are in host memory"
         )
-    return CompiledProgram(program, backend, rebind, offload=options.offload_hoisted)
+    return CompiledProgram(
+        program,
+        backend,
+        rebind,
+        offload=options.offload_hoisted,
+        origin=origin,
+        counts=any(item.kind is Kind.APPROX for item in pipeline),
+    )
 
 
 def run_passes(program: Program, pipeline: Pipeline, options: Options) -> PipelineRun:

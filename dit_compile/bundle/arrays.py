@@ -11,30 +11,31 @@ import numpy as np
 
 from dit_compile.bundle.manifest import Value
 from dit_compile.errors import OptionError, suggest
-
-#: Arrays up to this many elements are kept and compared; larger ones count as new at each call.
-_COMPARED = 1 << 22
+from dit_compile.runtime.content import Content, same_value
 
 
 @dataclass(frozen=True)
 class HeldArray:
-    """A copy of an earlier input: nothing tells of writes into an array."""
+    """An earlier input, compared by content: nothing records writes into an array."""
 
-    value: Any
+    value: object
 
     @classmethod
     def of(cls, value: object) -> HeldArray:
         """Hold an input as it is now."""
-        if isinstance(value, np.ndarray):
-            return cls(value.copy() if value.size <= _COMPARED else None)
-        return cls(value)
+        return cls(Content.of(value) if isinstance(value, np.ndarray) else value)
 
     def same(self, value: object) -> bool:
         """Whether ``value`` has the same content for certain."""
-        if isinstance(self.value, np.ndarray) and isinstance(value, np.ndarray):
-            alike = (self.value.shape, self.value.dtype) == (value.shape, value.dtype)
-            return alike and np.array_equal(self.value, value)
-        return type(self.value) is type(value) and self.value == value
+        if isinstance(value, np.ndarray):
+            return isinstance(self.value, Content) and self.value.same(value)
+        return same_value(self.value, value)
+
+
+def array_elements(array: Any, places: Any) -> Any:
+    """Elements of an array by their places in it, flat, in float64."""
+    taken = array.reshape(-1)[places]
+    return (taken.real if np.iscomplexobj(taken) else taken).astype(np.float64)
 
 
 def is_torch(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -51,6 +52,39 @@ class Input:
     settled: bool = False
     age: int = 0
     peer: bool = False
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a Session compares from call to call, of what the caller passes.
+
+    Work is done ahead of the steps only with what is compared, so that it is done again whenever
+    that changes.
+
+    Attributes:
+        timesteps: the inputs that are the timestep, or may be: compared at each step.
+        context: inputs that are fixed within a lane: compared by content.
+        latents: inputs known to change at each step. Their sizes alone are compared, as are those
+            of all others.
+        clock: the inputs that are the timestep, ``None`` if which of several must be observed.
+    """
+
+    timesteps: tuple[str, ...]
+    context: tuple[str, ...]
+    latents: tuple[str, ...]
+    clock: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, inputs: Iterable[Input]) -> Compared:
+        """What is compared of these inputs."""
+        given = [spec for spec in inputs if spec.kind in (InputKind.USER, InputKind.SIZE)]
+        clocks = [spec for spec in given if spec.binding is Binding.TIMESTEP]
+        settled = tuple(spec.name for spec in clocks if spec.settled)
+        timesteps = settled or tuple(spec.name for spec in clocks)
+        latents = [s.name for s in given if s.settled and s.binding is Binding.LATENT]
+        context = [s.name for s in given if s.name not in {*timesteps, *latents}]
+        clock = settled if settled or not timesteps else None
+        return cls(timesteps, tuple(context), tuple(latents), clock)
 
 
 class OutputKind(enum.Enum):

@@ -6,16 +6,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from dit_compile.errors import VerificationError
 from dit_compile.ir.fake import describe, evaluate, mismatch
+from dit_compile.ir.interface import Compared
 from dit_compile.ir.origin import Origin, origin_of
 from dit_compile.ir.printer import node_text, print_graph
-from dit_compile.ir.program import OutputKind, Program, output_args
+from dit_compile.ir.program import (
+    AHEAD,
+    PROLOGUE,
+    TABLE,
+    WEIGHTS,
+    InputKind,
+    OutputKind,
+    Program,
+    output_args,
+    placeholders,
+)
 from dit_compile.ir.purity import mutates
 
 _CONTEXT_LINES = 5
+
+#: What reads nothing of a tensor but its sizes.
+_SIZES = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default}
 
 
 @dataclass
@@ -55,6 +70,7 @@ class Verifier:
                 f"{len(program.outputs[name])}"
             )
         self._check_named_outputs(program, name)
+        _check_reads(program, name)
 
     def _problems(self, program: Program, module: fx.GraphModule, node: fx.Node) -> Iterable[str]:
         """The first problem of one node, as a sentence."""
@@ -149,6 +165,34 @@ class Verifier:
                         f"result {position} of graph @{name} has {wrong}; a pass must not change "
                         "what the caller gets" + _around(program, name, value)
                     )
+
+
+def _check_reads(program: Program, name: str) -> None:
+    """What runs ahead of the steps reads only what a Session compares from call to call.
+
+    Raises:
+        VerificationError: naming the input that is not compared.
+    """
+    if name not in AHEAD:
+        return
+    compared = Compared.of(program.inputs.values())
+    known = {
+        WEIGHTS: set[str](),
+        PROLOGUE: {*compared.context},
+        TABLE: {*compared.context, *compared.timesteps},
+    }[name]
+    for node in placeholders(program.graphs[name].graph):
+        spec = program.inputs[str(node.target)]
+        if spec.kind not in (InputKind.USER, InputKind.SIZE) or spec.name in known:
+            continue
+        sizes_alone = spec.kind is InputKind.USER and all(
+            user.target in _SIZES for user in node.users
+        )
+        if name == WEIGHTS or not sizes_alone:
+            raise VerificationError(
+                f"graph @{name} reads {spec.path!r}, which no Session compares by then: it would "
+                "serve values of an earlier call" + _around(program, name, next(iter(node.users)))
+            )
 
 
 def check_printing(program: Program, name: str) -> None:

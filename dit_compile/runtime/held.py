@@ -1,4 +1,4 @@
-"""An input as it was at an earlier call: what is certainly the same need not be computed again."""
+"""An input as it was at an earlier call: what has the same content need not be computed again."""
 
 from __future__ import annotations
 
@@ -6,49 +6,70 @@ from dataclasses import dataclass
 
 import torch
 
+from dit_compile.runtime.content import Array, Content, same_value
 from dit_compile.runtime.identity import version_of
+from dit_compile.runtime.offload import has_own_memory
 
-#: Tensors up to this many elements are compared by content where identity does not settle it; the
-#: embeddings of two prompts of 512 tokens are among them.
-_COMPARED = 1 << 22
+#: Integers that have the bits of other types, by their bytes.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class Held:
-    """An earlier input. The tensor is held, so that its address cannot be used by another.
+    """An earlier input, compared by content.
+
+    An object, an address and a version counter do not show what others write into the memory: an
+    array that a tensor was made from, a storage, ``.data``. Where reading the content would stall
+    a device, an input that is the same object at the same address and version is taken to be the
+    same.
 
     Attributes:
-        value: the input; a copy where nothing would tell of a later write; ``None`` for a tensor
-            too large to copy.
-        version: the version counter of the tensor when it was stored.
+        value: a number or another plain value.
+        facts: shape, type and device of a tensor.
+        content: of a tensor.
+        source: a tensor on a device, held so that no other gets its address, and its version and
+            address.
     """
 
-    value: object
-    version: int | None = None
+    value: object = None
+    facts: tuple[object, ...] | None = None
+    content: Content | None = None
+    source: tuple[torch.Tensor, int, int] | None = None
 
     @classmethod
     def of(cls, value: object) -> Held:
         """Hold an input as it is now."""
         if not isinstance(value, torch.Tensor):
             return cls(value)
-        if value.is_inference():  # these have no version counter
-            return cls(value.clone() if value.numel() <= _COMPARED else None)
-        return cls(value, value._version)
+        version = version_of(value)
+        on_device = version is not None and has_own_memory(value.device.type)
+        source = (value, version or 0, value.data_ptr()) if on_device else None
+        content = None if value.is_meta else Content.of(_bits(value))
+        return cls(None, _facts(value), content, source)
 
     def same(self, value: object) -> bool:
-        """Whether ``value`` is certainly what was held, by identity or by content."""
-        old = self.value
-        if not isinstance(old, torch.Tensor) or not isinstance(value, torch.Tensor):
-            return type(old) is type(value) and old == value
-        if (old.shape, old.dtype, old.device) != (value.shape, value.dtype, value.device):
+        """Whether ``value`` has the content of what was held."""
+        if not isinstance(value, torch.Tensor):
+            return self.facts is None and same_value(self.value, value)
+        if self.facts != _facts(value) or self.content is None:
             return False
-        if self.version is not None:
-            if old._version != self.version:
-                return False  # written to since: what it was is lost
-            if _same_memory(old, value):
-                return version_of(value) == self.version
-        return value.numel() <= _COMPARED and bool(torch.equal(old, value))
+        return self._untouched(value) or self.content.same(_bits(value))
+
+    def _untouched(self, value: torch.Tensor) -> bool:
+        if self.source is None:
+            return False
+        source, version, address = self.source
+        return source is value and value._version == version and value.data_ptr() == address
 
 
-def _same_memory(old: torch.Tensor, new: torch.Tensor) -> bool:
-    return old is new or (old.data_ptr() == new.data_ptr() and old.stride() == new.stride())
+def _facts(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _bits(tensor: torch.Tensor) -> Array:
+    """The content on the host, as integers; numpy does not have every type of torch."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    bits: Array = tensor.cpu().contiguous().view(_INTEGERS[tensor.itemsize]).numpy()
+    return bits

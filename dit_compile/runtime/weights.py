@@ -39,9 +39,11 @@ class _Derived(Generic[T]):
 class DerivedWeights(Generic[T]):
     """Derives something from weights when they change, and only then.
 
-    Each call compares object, storage and version of each source. Writes through ``.data`` leave
-    no trace there, so at the start of a generation a strided sample of the content is compared
-    too. :meth:`invalidate` is the certain way. A call that is in flight keeps the values it got.
+    Models of a class share a Program, and the blocks of a model may too: what is derived is kept
+    for each set of weights, and freed with them. Each call compares object, storage and version of
+    each source. Writes through ``.data`` leave no trace there, so at the start of a generation a
+    strided sample of the content is compared too. :meth:`invalidate` is the certain way. A call
+    that is in flight keeps the values it got.
 
     Args:
         compute: a Program's weights graph, or whatever else is made of weights.
@@ -50,9 +52,8 @@ class DerivedWeights(Generic[T]):
     def __init__(self, compute: Callable[..., T]) -> None:
         self._compute = compute
         self._lock = threading.Lock()
-        self._kept: _Derived[T] | None = (
-            None  # replaced as a whole, so that it can be read unlocked
-        )
+        #: By the objects of the sources; entries are replaced as a whole and read unlocked.
+        self._kept: dict[tuple[int, ...], _Derived[T]] = {}
         self.rebuilds = 0
         _deriving.add(self)
 
@@ -63,26 +64,42 @@ class DerivedWeights(Generic[T]):
             sources: the weights that the graph reads, in order.
             check_content: compare a sample of the content as well.
         """
-        kept = self._kept
+        key = tuple(map(id, sources))
+        kept = self._kept.get(key)
         if kept is not None and kept.fresh(sources, check_content):
             return kept.values
         with self._lock, torch.no_grad():
-            kept = self._kept
+            kept = self._kept.get(key)
             if kept is None or not kept.fresh(sources, check_content):
                 seen, sample = Seen.of(sources), _sample(sources)
-                self._kept = kept = _Derived(seen, sample, self._compute(*sources))
+                kept = _Derived(seen, sample, self._compute(*sources))
+                self._kept[key] = kept
+                self._free_with(key, sources)
                 self.rebuilds += 1
             return kept.values
 
     def invalidate(self) -> None:
         """Forget everything; the next call computes anew."""
         with self._lock:
-            self._kept = None
+            self._kept = {}
 
     def reads_any(self, identities: Collection[int]) -> bool:
         """Whether a source is one of the tensors with these ``id``s."""
-        kept = self._kept
-        return kept is not None and kept.sources.holds_any(identities)
+        return any(kept.sources.holds_any(identities) for kept in list(self._kept.values()))
+
+    def _free_with(self, key: tuple[int, ...], sources: Sequence[torch.Tensor]) -> None:
+        """Forget what is derived for a set of weights as soon as the memory of one is freed."""
+        mine = weakref.ref(self)
+        for source in sources[:1]:
+            weakref.finalize(source.untyped_storage(), _forget, mine, key).atexit = False
+
+
+def _forget(deriving: weakref.ref[DerivedWeights[Any]], key: tuple[int, ...]) -> None:
+    """Drop what was derived for freed weights, unless others got their place meanwhile."""
+    owner = deriving()
+    kept = owner._kept.get(key) if owner is not None else None
+    if owner is not None and kept is not None and kept.sources.gone:
+        del owner._kept[key]
 
 
 def invalidate(model: torch.nn.Module) -> int:
