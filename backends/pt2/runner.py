@@ -16,7 +16,7 @@ from dit_compile.bundle.arrays import check
 from dit_compile.bundle.manifest import Manifest, Value
 from dit_compile.bundle.sessions import RuntimeOptions
 from dit_compile.errors import BackendError, BundleError, OptionError
-from dit_compile.runtime.elements import Elements
+from dit_compile.runtime.elements import Denoised, Elements
 from dit_compile.runtime.generation import Hold
 from dit_compile.runtime.held import Held
 from dit_compile.runtime.samples import torch_elements
@@ -64,9 +64,9 @@ class TorchGraphs:
         }
         self._calls = _tried("the graphs", lambda: self._load(folder, manifest))
 
-    def elements(self) -> Elements:
+    def elements(self, denoised: Mapping[str, Denoised]) -> Elements:
         """Reads elements of tensors."""
-        return torch_elements()
+        return torch_elements(denoised)
 
     def take(self, spec: Value, value: Any) -> torch.Tensor:
         """What the caller passes for an input, as a contiguous tensor on the device.

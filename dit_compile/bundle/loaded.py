@@ -16,8 +16,9 @@ from dit_compile.bundle.policy import from_data
 from dit_compile.bundle.runner import Runner
 from dit_compile.bundle.sessions import RuntimeOptions
 from dit_compile.errors import OptionError, UntrustedBundleError
-from dit_compile.ir.interface import PROLOGUE, ROWS, TABLE, OutputKind
+from dit_compile.ir.interface import PROLOGUE, ROWS, TABLE, Compared, OutputKind
 from dit_compile.pipeline.registry import find_runner
+from dit_compile.runtime.elements import match
 from dit_compile.runtime.generation import Call, Hold, Kept, Tracker
 from dit_compile.runtime.session import current
 from dit_compile.runtime.sight import Sight
@@ -58,7 +59,10 @@ class LoadedProgram:
         self.manifest = manifest
         self.schedule = from_data(manifest.schedule)
         self.hold: Hold = runner.hold
-        self._sight = Sight(manifest.interface(), runner.elements())
+        given = Compared.of(manifest.interface())
+        shapes = {v.name: v.shape for v in manifest.inputs if v.name in given.latents}
+        denoised = match(shapes, [result.shape for result in manifest.results])
+        self._sight = Sight(manifest.interface(), runner.elements(denoised))
         self.clock = self._sight.clock
         self.origin: object = self
         self._graphs = runner

@@ -15,7 +15,7 @@ from dit_compile.bundle.arrays import HeldArray, array_elements, as_array
 from dit_compile.bundle.manifest import Graph, Manifest, Value
 from dit_compile.errors import BackendError, MissingDependencyError, OptionError, suggest
 from dit_compile.ir.interface import AHEAD, ROWS, OutputKind
-from dit_compile.runtime.elements import Elements
+from dit_compile.runtime.elements import Denoised, Elements
 from dit_compile.runtime.generation import Hold
 
 Array = np.ndarray[Any, Any]
@@ -80,9 +80,9 @@ class Graphs:
         }
         self._idle = {file: _idle_inputs(session) for file, session in self._sessions.items()}
 
-    def elements(self) -> Elements:
+    def elements(self, denoised: Mapping[str, Denoised]) -> Elements:
         """Reads elements of arrays."""
-        return Elements(array_elements)
+        return Elements(array_elements, denoised)
 
     def take(self, spec: Value, value: Any) -> Array:
         """What the caller passes for an input as a contiguous array."""

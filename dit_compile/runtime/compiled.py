@@ -7,18 +7,22 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from dit_compile.backends.base import Backend
 from dit_compile.errors import BackendError
-from dit_compile.ir.fake import device_types, tensor_of
+from dit_compile.ir.fake import device_types, tensor_of, value_of
+from dit_compile.ir.interface import Compared
 from dit_compile.ir.program import (
     MAIN,
     InputKind,
     OutputKind,
     Program,
+    output_args,
     placeholders,
 )
 from dit_compile.runtime.ahead import Ahead
+from dit_compile.runtime.elements import Denoised, match
 from dit_compile.runtime.generation import Call, Form, Hold, Kept, Tracker
 from dit_compile.runtime.held import Held
 from dit_compile.runtime.memory import Results
@@ -92,7 +96,7 @@ class CompiledProgram:
             for spec in program.of_kind(InputKind.WEIGHT)
             if spec.name not in program.constants
         ]
-        self._sight = Sight(program.inputs.values(), torch_elements())
+        self._sight = Sight(program.inputs.values(), torch_elements(_denoised(program)))
         self._on_device = any(map(has_own_memory, device_types(program.main.nodes)))
         self._counts = counts or program.schedule.stateful
         self.clock = self._sight.clock
@@ -199,6 +203,26 @@ class CompiledProgram:
                 done.named[output.name] = value
         done.results = tuple(results)
         return done
+
+
+def _denoised(program: Program) -> dict[str, Denoised]:
+    """The latents among the inputs, and what is returned for each."""
+    known = Compared.of(program.inputs.values()).latents
+    latents = {
+        str(node.target): _sizes(node)
+        for node in placeholders(program.main)
+        if node.target in known and program.kind_of(node) is InputKind.USER
+    }
+    returned = zip(program.outputs[MAIN], output_args(program.main), strict=True)
+    results = [_sizes(value) for output, value in returned if output.kind is OutputKind.USER]
+    return match(latents, results)
+
+
+def _sizes(value: object) -> tuple[object, ...]:
+    """The sizes of a node's value; those that may vary as text."""
+    found = value_of(value) if isinstance(value, fx.Node) else None
+    shape = found.shape if isinstance(found, torch.Tensor) else ()
+    return tuple(size if isinstance(size, int) else str(size) for size in shape)
 
 
 def _vectors(program: Program) -> Vector:

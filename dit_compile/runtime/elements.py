@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,66 +18,86 @@ _FEW = 16
 #: Reads elements of a tensor by their places in it, flat: ``[rows, n]`` in float64.
 Take = Callable[[Any, Any], Row]
 
+#: Sizes, those that may vary as names or expressions.
+Shape = Sequence[object]
 #: For each dimension, the size that is common to a latent and a result, ``None`` if all of it is.
-_Region = tuple[int | None, ...]
+Region = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """An input that a sampler makes of earlier ones and of what the model returned for them.
+
+    Attributes:
+        result: position of what the model returns for it; ``None`` if nothing fits.
+        region: what both have in common: a model may return more channels than it gets, or fewer.
+    """
+
+    result: int | None
+    region: Region
+
+
+def match(latents: Mapping[str, Shape], results: Sequence[Shape]) -> dict[str, Denoised]:
+    """The inputs that are denoised, of those that change at each step.
+
+    They are those that a result fits, which differs in the size of one dimension at most; all of
+    them if there is none.
+    """
+    free = list(range(len(results)))
+    found: dict[str, Denoised] = {}
+    for name, shape in latents.items():
+        ways = {i: _differ(shape, results[i]) for i in free}
+        best = min(ways, key=lambda i: ways[i], default=None)
+        if best is not None and ways[best] <= 1:
+            free.remove(best)
+            common = map(_common, shape, results[best])
+            found[name] = Denoised(best, tuple(common))
+    return found or {name: Denoised(None, (None,) * len(s)) for name, s in latents.items()}
 
 
 class Elements:
     """Reads latents and the results that are made of them.
 
-    A model may return more channels than it gets, or fewer. What is common is learned from the
-    first results; before that, latents are read whole.
-
     Args:
         take: reads elements of tensors of a kind.
+        denoised: the latents to read, by name.
         places: makes places of a kind that ``take`` reads fastest.
     """
 
-    def __init__(self, take: Take, places: Callable[[Row], Any] = lambda flat: flat) -> None:
+    def __init__(
+        self,
+        take: Take,
+        denoised: Mapping[str, Denoised],
+        places: Callable[[Row], Any] = lambda flat: flat,
+    ) -> None:
         self._take = take
+        self._denoised = denoised
         self._places_of = places
         self._known: dict[tuple[Any, ...], Any] = {}
-        #: For each latent the position of its result, and what is common to both.
-        self._matched: list[tuple[int, _Region] | None] | None = None
 
-    def latents(self, values: Sequence[Any]) -> list[Row]:
+    def __bool__(self) -> bool:
+        return bool(self._denoised)
+
+    def latents(self, values: Mapping[str, Any]) -> list[Row]:
         """One row for each sample of each latent that is read."""
         rows: list[Row] = []
-        for i, value in enumerate(values):
-            shape = tuple(value.shape)
-            region = self._region(i, shape)
-            rows.extend(self._take(value, self._places(shape, region)))
+        for name, denoised in self._denoised.items():
+            shape = tuple(values[name].shape)
+            rows.extend(self._take(values[name], self._places(shape, _region(denoised, shape))))
         return rows
 
-    def results(self, values: Sequence[Any], results: Sequence[Any]) -> list[Row | None]:
+    def results(self, values: Mapping[str, Any], results: Sequence[Any]) -> list[Row | None]:
         """For each row of the latents, the same elements of its result, if there is one."""
-        if self._matched is None:
-            self._matched = _match(values, results)
         rows: list[Row | None] = []
-        for i, value in enumerate(values):
-            shape = tuple(value.shape)
-            region = self._region(i, shape)
-            matched = self._matched[i]
-            places = self._places(shape, region)
-            result = results[matched[0]] if matched is not None else None
+        for name, denoised in self._denoised.items():
+            shape = tuple(values[name].shape)
+            region = _region(denoised, shape)
+            result = results[denoised.result] if denoised.result is not None else None
             if result is None or not _holds(tuple(result.shape), region):
-                rows.extend([None] * len(places))
+                rows.extend([None] * len(self._places(shape, region)))
                 continue
             rows.extend(self._take(result, self._places(tuple(result.shape), region)))
         return rows
-
-    @property
-    def settled(self) -> bool:
-        """Whether it is known what latents and results have in common."""
-        return self._matched is not None
-
-    def _region(self, latent: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-        matched = self._matched[latent] if self._matched else None
-        common = matched[1] if matched is not None else (None,) * len(shape)
-        return tuple(
-            size if most is None else min(size, most)
-            for size, most in zip(shape, common, strict=True)
-        )
 
     def _places(self, shape: tuple[int, ...], region: tuple[int, ...]) -> Any:
         key = (shape, region)
@@ -85,29 +106,24 @@ class Elements:
         return self._known[key]
 
 
-def _match(values: Sequence[Any], results: Sequence[Any]) -> list[tuple[int, _Region] | None]:
-    """The result of each latent: a free one whose sizes differ in one dimension at most."""
-    free = [i for i, result in enumerate(results) if hasattr(result, "shape")]
-    matched: list[tuple[int, _Region] | None] = []
-    for value in values:
-        shape = tuple(value.shape)
-        fits = [i for i in free if _differ(shape, tuple(results[i].shape)) <= 1]
-        best = min(fits, key=lambda i: _differ(shape, tuple(results[i].shape)), default=None)
-        if best is None:
-            matched.append(None)
-            continue
-        free.remove(best)
-        other = tuple(results[best].shape)
-        common = (None if a == b else min(a, b) for a, b in zip(shape, other, strict=True))
-        matched.append((best, tuple(common)))
-    return matched
-
-
-def _differ(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+def _differ(one: Shape, other: Shape) -> int:
     """In how many dimensions two shapes differ; the first one must be the same."""
     if len(one) != len(other) or one[:1] != other[:1]:
         return 2
     return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+def _common(size: object, other: object) -> int | None:
+    if isinstance(size, int) and isinstance(other, int) and size != other:
+        return min(size, other)
+    return None
+
+
+def _region(denoised: Denoised, shape: tuple[int, ...]) -> tuple[int, ...]:
+    common = denoised.region
+    return tuple(
+        size if most is None else min(size, most) for size, most in zip(shape, common, strict=True)
+    )
 
 
 def _holds(shape: tuple[int, ...], region: tuple[int, ...]) -> bool:

@@ -296,7 +296,7 @@ class Tracker:
                 return self._stay(found, lanes, call, form)
             begins = True
         else:
-            begins = way is not None and not self._goes_on(found, way)
+            begins = way is not None and not self._goes_on(found, call, way)
         if begins:
             turn = way or 0 if stated is None and found.index == 0 else 0
             return self._first(call, form, stated, turn)
@@ -363,7 +363,7 @@ class Tracker:
                 if self._same(lane, call):  # another form of the model was here
                     return self._settle(found, lane, call, form, None)
             elif self._descends(found, lane, call):
-                return self._settle(found, lane, call, form, lane.points)
+                return self._settle(found, lane, call, form, self._latest_of(lanes, lane, call))
             elif found.holds(call.rows or ()):
                 lane.points = None
                 return self._settle(found, lane, call, form, None)
@@ -498,11 +498,12 @@ class Tracker:
         } - {0}
         return 2 if len(ways) > 1 else next(iter(ways), 0)
 
-    def _goes_on(self, found: Generation, way: int) -> bool:
+    def _goes_on(self, found: Generation, call: Call, way: int) -> bool:
         """Whether time going this way continues the generation, and does not begin another.
 
         After one step alone, a move against the usual direction may be an inversion, or a single
-        call of the model followed by a generation: only the next move settles it.
+        call of the model followed by a generation: where the latent cannot be seen, only the next
+        move settles it.
         """
         if way == 2:  # samples that go both ways
             return False
@@ -510,7 +511,8 @@ class Tracker:
         if len(seen) > 1:
             ways = (self._direction(a, b) for a, b in zip(seen[-2::-1], seen[:0:-1], strict=True))
             return way == next(filter(None, ways), way)
-        if way not in (self._travel, found.turn):
+        follows = call.rows is not None and found.parents(call.rows) is not None
+        if not follows and way not in (self._travel, found.turn):
             return False
         self._travel = way
         return True
@@ -542,6 +544,11 @@ class Tracker:
             if _lead_back(here, lane.points):
                 return True
         return _lead(lane.points, call.rows)
+
+    def _latest_of(self, lanes: Sequence[Lane], lane: Lane, call: Call) -> Sequence[Point] | None:
+        """The latent of a lane that a call follows from, or that of the evaluation before it."""
+        before = next((each for each in lanes if each.order == lane.order - 1), None)
+        return before.points if before is not None and self._leads(before, call) else lane.points
 
     def _open(self, found: Generation, call: Call, order: int) -> Lane:
         """Open a lane; what an earlier generation computed ahead under its conditions is kept."""

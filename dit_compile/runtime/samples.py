@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from dit_compile.runtime.descent import Row
-from dit_compile.runtime.elements import Elements
+from dit_compile.runtime.elements import Denoised, Elements
 
 
-def torch_elements() -> Elements:
+def torch_elements(denoised: Mapping[str, Denoised]) -> Elements:
     """Reads elements of tensors of torch."""
-    return Elements(_take, torch.from_numpy)
+    return Elements(_take, denoised, torch.from_numpy)
 
 
 def _take(tensor: Any, places: torch.Tensor) -> Row:

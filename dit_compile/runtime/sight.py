@@ -26,7 +26,6 @@ class Sight:
         users = [spec.name for spec in inputs if spec.kind is InputKind.USER]
         self._compared = Compared.of(inputs)
         self._context = [name for name in self._compared.context if name in users]
-        self._latents = [name for name in self._compared.latents if name in users]
         numbers = [name for name in self._compared.context if name not in users]
         self._sized = [*users, *numbers]
         self._elements = elements
@@ -43,13 +42,12 @@ class Sight:
             values: the inputs by name.
             latents: look at the latents too.
         """
-        seen = self._of(values) if latents and self._latents else None
         return Call(
             times={name: _host_values(values[name]) for name in self._compared.timesteps},
             sizes=tuple(_size(values[name]) for name in self._sized),
             context={name: values[name] for name in self._context},
             lane=current_lane(),
-            rows=self._elements.latents(seen) if seen is not None else None,
+            rows=self._elements.latents(values) if latents and self._elements else None,
             caller=_caller(),
         )
 
@@ -57,18 +55,8 @@ class Sight:
         self, tracker: Tracker, place: Place, values: Mapping[str, Any], results: Sequence[Any]
     ) -> None:
         """Record what the model returned for the latents of a call that was placed."""
-        if place.lane.points is None:
-            return
-        latents = self._of(values)
-        fresh = not self._elements.settled
-        rows = self._elements.results(latents, results)
-        if fresh:  # what latents and results have in common is known from now on
-            for point, row in zip(place.lane.points, self._elements.latents(latents), strict=True):
-                point.latent = row
-        tracker.observe(place, rows)
-
-    def _of(self, values: Mapping[str, Any]) -> list[Any]:
-        return [values[name] for name in self._latents]
+        if place.lane.points is not None:
+            tracker.observe(place, self._elements.results(values, results))
 
 
 def _size(value: Any) -> object:

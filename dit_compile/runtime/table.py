@@ -36,7 +36,12 @@ def foreseen(tracker: Tracker, times: Times, clock: Sequence[str], rounded: Roun
     """
     if tracker.timetable is not None:
         return tracker.timetable.foreseen(times, tracker.clock, rounded)
-    return [each for each in tracker.earlier_times if each.keys() >= set(clock)]
+    wanted = {name: len(times[name]) for name in clock}
+    return [
+        each
+        for each in tracker.earlier_times
+        if all(len(each.get(name, ())) == size for name, size in wanted.items())
+    ]
 
 
 def that_fit(row: Values) -> int:

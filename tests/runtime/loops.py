@@ -94,13 +94,10 @@ def prompt(seed: int, batch: int = 1) -> Tensor:
 
 
 def latents(shape: Sequence[int], seed: int, steps: int) -> list[Tensor]:
-    """Latents of a sampler: each follows from those before, as all lie in one plane.
-
-    The first move is small, since the model's results are not known here.
-    """
+    """Latents of a sampler that moves little, so that each follows from the one before."""
     generator = torch.Generator().manual_seed(seed)
     one, other = (torch.randn(*shape, generator=generator) for _ in range(2))
-    angles = [0.0, 0.015, *(0.4 * step for step in range(1, steps))][:steps]
+    angles = [0.015 * step for step in range(steps)]
     return [math.cos(angle) * one + math.sin(angle) * other for angle in angles]
 
 
