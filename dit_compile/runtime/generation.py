@@ -441,7 +441,7 @@ class Tracker:
         follows = kept.last_step == found.index - 1 and not strange
         doubt = found.ambiguous or rewritten or _why_not(lane, kept, found.index, strange=strange)
         lane.last_step = kept.last_step = found.index
-        boundary = found.index == 0 or not follows
+        boundary = found.index == 0 or not follows or bool(found.ambiguous)
         peer = _peer(found, lane, form)
         return Place(self._step(found), lane, kept, doubt, boundary, peer)
 
@@ -461,7 +461,8 @@ class Tracker:
         lane = lanes[0] if lanes else self._open(found, call, 0)
         kept = lane.of(form)
         _renew(kept, form)
-        kept.last_step, lane.points = -2, None
+        lane.last_step = kept.last_step = -2
+        lane.points = None
         return Place(self._step(found), lane, kept, reason, boundary=True)
 
     # -- parts -----------------------------------------------------------------------------------
@@ -511,8 +512,8 @@ class Tracker:
         if len(seen) > 1:
             ways = (self._direction(a, b) for a, b in zip(seen[-2::-1], seen[:0:-1], strict=True))
             return way == next(filter(None, ways), way)
-        follows = call.rows is not None and found.parents(call.rows) is not None
-        if not follows and way not in (self._travel, found.turn):
+        usual = way in (self._travel, found.turn)
+        if not usual and (call.rows is None or found.parents(call.rows) is None):
             return False
         self._travel = way
         return True

@@ -17,16 +17,23 @@ Rounded = Callable[[str, Sequence[float]], Any]
 #: What rounding a timestep may change on its way to the model: to bfloat16, or to an integer where
 #: steps are numbered to a thousand.
 _OF_VALUE, _OF_RANGE = 2.0**-8, 1e-3
+#: What computing it in float32 changes.
+_EXACT = 1e-5
 
-#: How pipelines make what the model gets of the scheduler's timesteps.
+#: How pipelines make what the model gets of the scheduler's timesteps, where those go up to 1, and
+#: where they go further, to a thousand as a rule.
+_OF_SHARES: tuple[Callable[[Any], Any], ...] = (
+    lambda t: t,
+    lambda t: 1 - t,
+    lambda t: t * 1000,
+    lambda t: (1 - t) * 1000,
+)
 _OF_TIMESTEPS: tuple[Callable[[Any], Any], ...] = (
     lambda t: t,
     lambda t: t / 1000,
     lambda t: 1 - t / 1000,
     lambda t: (1000 - t) / 1000,
     lambda t: 1000 - t,
-    lambda t: 1 - t,
-    lambda t: t * 1000,
 )
 #: How they make it of its noise levels.
 _OF_SIGMAS: tuple[Callable[[Any], Any], ...] = (
@@ -55,8 +62,11 @@ class _Reading:
     way: Callable[[Any], Any]
     exact: bool
 
-    def steps(self, times: Times) -> list[int]:
-        """The steps whose value a call has; several, if their values are the same."""
+    def steps(self, times: Times) -> tuple[bool, list[int]]:
+        """The steps whose value a call has; several, if their values are the same.
+
+        And whether its value was rounded.
+        """
         found = times[self.name]
         time = found[0] if len({*found}) == 1 else max(found, default=np.nan)
         values = self.way(np.array(self.stated))
@@ -64,8 +74,9 @@ class _Reading:
         reach = float(np.abs(values).max())
         closest = float(away.min())
         if not closest <= max(_OF_VALUE * abs(time), _OF_RANGE * reach):
-            return []
-        return [int(i) for i in np.flatnonzero(away <= closest + 1e-9 * reach)]
+            return True, []
+        rounded = closest > _EXACT * max(abs(time), float(np.abs(values[away == closest]).max()))
+        return rounded, [int(i) for i in np.flatnonzero(away <= closest + 1e-9 * reach)]
 
 
 @dataclass
@@ -112,14 +123,15 @@ class Timetable:
             current: the step of the latest call, -1 before the first.
         """
         readings = self._readings or list(self._ways(times))
-        found = {}
+        found: dict[_Reading, tuple[bool, int]] = {}
         for reading in readings:
-            if reading.name in times and (steps := reading.steps(times)):
-                found[reading] = min(steps, key=lambda step: _order(step, current))
+            rounded, steps = reading.steps(times) if reading.name in times else (True, [])
+            if steps:
+                found[reading] = rounded, min(steps, key=lambda step: _order(step, current))
         if not found:
             return None
-        best = min(found.values(), key=lambda step: _order(step, current))
-        self._readings = [reading for reading, step in found.items() if step == best]
+        _, best = min(found.values(), key=lambda known: (known[0], _order(known[1], current)))
+        self._readings = [reading for reading, (_, step) in found.items() if step == best]
         return best
 
     def foreseen(self, times: Times, clock: Sequence[str] | None, rounded: Rounded) -> list[Times]:
@@ -146,7 +158,8 @@ class Timetable:
 
     def _ways(self, names: Iterable[str]) -> Iterator[_Reading]:
         first = self.timesteps[0]
-        ways = (*_OF_TIMESTEPS, lambda t: t / first) if first > 1 else _OF_TIMESTEPS
+        shares = max(map(abs, self.timesteps)) <= 1
+        ways = _OF_SHARES if shares else (*_OF_TIMESTEPS, lambda t: t / first if first else t)
         for name in names:
             yield from (_Reading(name, self.timesteps, way, True) for way in ways)
             yield from (_Reading(name, self.sigmas or (), way, False) for way in self._of_sigmas())
