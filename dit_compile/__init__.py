@@ -7,8 +7,8 @@ Importing this package imports nothing else: torch is loaded when something firs
 ``explain`` shows what each pass does to a model, ``session`` states a sampling loop, ``calibrate``
 runs one to find what an approximation must know, ``attribute`` to find what each pass costs,
 ``export`` writes the whole sampling program to files and ``load`` runs them without torch,
-``disabled`` runs models without ditc for a while, and ``invalidate`` drops what was derived from
-weights that were written to behind torch's back.
+``summary`` counts what became of a model's calls, ``reset`` forgets its state and what was computed
+ahead, and ``disabled`` runs models without ditc for a while.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from dit_compile.exporting import export
     from dit_compile.pipeline.pipeline import Pipeline
     from dit_compile.runtime.lanes import lane
+    from dit_compile.runtime.models import reset, summary
     from dit_compile.runtime.session import Session, session
-    from dit_compile.runtime.weights import invalidate
 
 __version__ = "0.1.0"
 
@@ -42,10 +42,11 @@ _HOMES = {
     "disabled": "dit_compile.disabling",
     "explain": "dit_compile.explanation",
     "export": "dit_compile.exporting",
-    "invalidate": "dit_compile.runtime.weights",
     "lane": "dit_compile.runtime.lanes",
     "load": "dit_compile.bundle.loaded",
+    "reset": "dit_compile.runtime.models",
     "session": "dit_compile.runtime.session",
+    "summary": "dit_compile.runtime.models",
 }
 
 __all__ = [
@@ -59,10 +60,11 @@ __all__ = [
     "disabled",
     "explain",
     "export",
-    "invalidate",
     "lane",
     "load",
+    "reset",
     "session",
+    "summary",
 ]
 
 

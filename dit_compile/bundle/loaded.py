@@ -106,6 +106,8 @@ class LoadedProgram:
                 results = self._steps.serve(values, place).returned.results
                 if latents:
                     self._sight.record(tracker, place, values, results)
+                if place.step.last:
+                    tracker.review()
             except BaseException:
                 tracker.end()
                 raise

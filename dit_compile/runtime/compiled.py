@@ -150,6 +150,8 @@ class CompiledProgram:
         served = self._steps.serve(values, place)
         if latents:
             self._sight.record(tracker, place, values, served.returned.results)
+        if place.step.last:
+            tracker.review()
         announce(self.program, served)
         if self._offload is not None and session.is_open and place.step.index > 0:
             self._release(self._offload, values, call, place.kept, tracker)

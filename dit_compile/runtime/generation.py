@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from dit_compile.errors import DitcWarning
@@ -244,6 +244,7 @@ class Tracker:
         clock: which of a call's timesteps is the timestep; ``None`` if that must be observed.
         loud: warn when a call cannot be placed; off for models that never reuse anything.
         hold: how the inputs that separate lanes are kept and compared.
+        beside: the step that other parts of the model are at, for parts that see no timestep.
     """
 
     def __init__(
@@ -253,11 +254,13 @@ class Tracker:
         clock: Sequence[str] | None = None,
         loud: bool = True,
         hold: Hold,
+        beside: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.timetable = timetable
         self.clock = tuple(clock) if clock is not None else None
         self.loud = loud
         self._hold = hold
+        self._beside = beside
         #: Held while a call is placed and served: a Session may be used from several threads.
         self.lock = threading.RLock()
         self.generation: Generation | None = None
@@ -277,6 +280,8 @@ class Tracker:
 
     def place(self, call: Call, form: Form) -> Place:
         """Find the step and lane of ``call``; starts a new generation where one begins."""
+        if self.timetable is not None and not call.times:  # what moves in it is no latent
+            call = replace(call, rows=None)
         stated = self._stated_step(call)
         if stated is None and self.timetable is not None and call.times:
             return self._aside(call, form)
@@ -308,10 +313,21 @@ class Tracker:
             if row is not None and len(point.results) < _MAX_LANES:
                 point.results.append(row)
 
+    def review(self) -> None:
+        """Say once why nothing was reused, where a whole generation went by like that."""
+        if self.generation is not None and not self.generation.over:
+            self._review(self.generation)
+
     @property
     def index(self) -> int:
         """The index of the current step in its generation."""
         return self.generation.index if self.generation is not None else 0
+
+    @property
+    def timed(self) -> bool:
+        """Whether a generation runs whose calls have timesteps."""
+        found = self.generation
+        return found is not None and not found.over and bool(found.seen[-1])
 
     @property
     def moving(self) -> set[str]:
@@ -336,6 +352,11 @@ class Tracker:
                 lane.kept, lane.context, lane.points = {}, {}, None
         while self.at_end:
             self.at_end.pop()()
+
+    def reset(self) -> None:
+        """End the generation, and forget what earlier ones computed ahead."""
+        self.end()
+        self.earlier_times, self._earlier_lanes = (), ()
 
     # -- where a call goes -----------------------------------------------------------------------
 
@@ -434,7 +455,7 @@ class Tracker:
         if call.rows is not None:
             lane.points = found.enter(call.rows, parents)
         lane.times = call.times
-        if not call.times and call.rows is None:
+        if not call.times and call.rows is None and self._stated_step(call) is None:
             self._doubt(found, _TIMELESS)
         if sum(not each.order for each in found.lanes) > _MAX_LANES:
             self._doubt(found, _MANY)
@@ -468,12 +489,24 @@ class Tracker:
     # -- parts -----------------------------------------------------------------------------------
 
     def _stated_step(self, call: Call) -> int | None:
-        if self.timetable is None or not call.times:
+        if self.timetable is None:
             return None
         found = self.generation
+        if not call.times:
+            beside = self._beside()
+            return self._next_of(call.lane) if beside is None else beside
         current = found.index if found is not None and not found.over else -1
         known = {n: v for n, v in call.times.items() if self.clock is None or n in self.clock}
         return self.timetable.step(known or call.times, current)
+
+    def _next_of(self, name: str) -> int | None:
+        """The step after the last one of a named lane, ``None`` if it has no name."""
+        if not name or self.timetable is None:
+            return None
+        known = self.generation
+        lanes = known.lanes if known is not None and not known.over else ()
+        last = max((lane.last_step for lane in lanes if lane.name == name), default=-1)
+        return last + 1 if last + 1 < len(self.timetable) else 0
 
     def _way(self, found: Generation, call: Call, stated: int | None) -> int | None:
         """1 if time went up, -1 down, 0 if it stood still, ``None`` if that cannot be seen.
@@ -569,6 +602,8 @@ class Tracker:
         if self.timetable is None:
             return Step(index, None, _seems_last(seen), time)
         total = len(self.timetable)
+        if time is None and index < total:
+            time = self.timetable.timesteps[index]
         sigmas = self.timetable.sigmas
         sigma = sigmas[index] if sigmas is not None and index < total else None
         return Step(index, total, index == total - 1, time, sigma=sigma)
@@ -589,7 +624,11 @@ class Tracker:
     def _note_break(self, found: Generation) -> None:
         """Say so where one step after the other begins a generation, though time goes on."""
         self._breaks = self._breaks + 1 if found.index == 0 else 1
-        if self._breaks >= _ENOUGH_BREAKS:
+        if self._breaks < _ENOUGH_BREAKS:
+            return
+        if not found.seen[-1]:
+            self._warn(f"{_TIMELESS}, so nothing is reused; {_REMEDIES[_TIMELESS]}", _TIMELESS)
+        else:
             self._warn(
                 f"{_NOISE} (samplers that add noise do that), so it may be another generation's, "
                 f"and nothing is reused; {_STATE_IT}",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -39,6 +40,9 @@ class _Entry:
 
 _active: ContextVar[tuple[_Entry, ...]] = ContextVar("ditc_sessions", default=())
 _owners = Owners[_Entry]()
+#: All Sessions that are still around.
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_calls = itertools.count(1)
 #: The Session of calls outside any ``with``, and the thread or task that it belongs to.
 _default: ContextVar[tuple[weakref.ref[Any], Session] | None] = ContextVar(
     "ditc_default", default=None
@@ -73,18 +77,25 @@ class _Model:
         tracker: places their calls.
         forms: each Program, on each set of weights that it was called with.
         objects: the weights of all forms, by ``id``.
+        called: when it was called last, counted in calls of all models.
     """
 
     origin: object
     tracker: Tracker
     forms: list[_OnWeights]
     objects: set[int]
+    called: int = 0
 
     def includes(self, program: Tracked, objects: Collection[int]) -> bool:
         """Whether a program with these weights is a form of this model."""
         if self.origin != program.origin:
             return False
         return not objects if not self.objects else not self.objects.isdisjoint(objects)
+
+    def is_of(self, weights: Mapping[int, object]) -> bool:
+        """Whether these are its weights, or the bundle that it is."""
+        programs = (id(form.program()) for form in self.forms)
+        return self.alive() and not weights.keys().isdisjoint({*self.objects, *programs})
 
     def alive(self) -> bool:
         return any(form.alive() for form in self.forms)
@@ -169,12 +180,13 @@ class Session:
                 "scheduler.timesteps and scheduler.sigmas after set_timesteps()"
             )
         # the tensors are held, so that no other can take their place in memory
-        self._weights = {id(t): t for t in _tensors(model)} if model is not None else None
+        self._weights = identified(model) if model is not None else None
         self._timetable = Timetable.of(self.timesteps, self.sigmas) if self.timesteps else None
         self._models: list[_Model] = []
         self._lock = threading.Lock()
         self._depth = 0
         self._entries: list[_Entry] = []
+        _sessions.add(self)
         follow_cache_context()  # diffusers may have been loaded after ditc
 
     @property
@@ -194,17 +206,26 @@ class Session:
             for model in self._models:
                 for form in model.forms:
                     if form.serves(program, weights):
+                        model.called = next(_calls)
                         return model.tracker, form
-            return self._add(program, weights)
+            model, form = self._add(program, weights)
+            model.called = next(_calls)
+            return model.tracker, form
 
-    def _add(self, program: Tracked, weights: Sequence[torch.Tensor]) -> tuple[Tracker, Form]:
+    def _add(self, program: Tracked, weights: Sequence[torch.Tensor]) -> tuple[_Model, _OnWeights]:
         """Follow a form that was not called before; forms whose weights are gone are forgotten."""
         self._models = [model for model in self._models if model.alive()]
         objects = set(map(id, weights))
         model = next((each for each in self._models if each.includes(program, objects)), None)
         if model is None:
             timetable = self._timetable.fresh() if self._timetable is not None else None
-            tracker = Tracker(timetable, clock=program.clock, loud=False, hold=program.hold)
+            tracker = Tracker(
+                timetable,
+                clock=program.clock,
+                loud=False,
+                hold=program.hold,
+                beside=self._latest_step,
+            )
             model = _Model(program.origin, tracker, [], set())
             self._models.append(model)
         form = _OnWeights(program, model.tracker)
@@ -212,7 +233,7 @@ class Session:
         model.tracker.loud |= program.stateful
         model.forms = [each for each in model.forms if each.alive()] + [form]
         model.objects |= objects
-        return model.tracker, form
+        return model, form
 
     def summary(self) -> dict[str, Any]:
         """Counters over all programs and lanes of the current generations.
@@ -223,20 +244,22 @@ class Session:
             computing in full what a policy may have reused. ``released``, if weights were: the
             bytes of a device that were free while steps ran.
         """
-        trackers = self._trackers()
-        lanes = [lane for t in trackers if t.generation is not None for lane in t.generation.lanes]
-        served = sum((lane.served for lane in lanes), Counter[str]())
-        released = sum(tracker.released for tracker in trackers)
-        return {
-            "generations": max((t.generations for t in trackers), default=0),
-            "lanes": len(lanes),
-            **{mode: served[mode] for mode in MODES},
-            "why": dict(sum((lane.why for lane in lanes), Counter[str]())),
-            **({"released": released} if released else {}),
-        }
+        return count(self._trackers())
+
+    def _latest_step(self) -> int | None:
+        """The step of the latest call that had a timestep, ``None`` if none had."""
+        timed = [model for model in self._models if model.tracker.timed]
+        latest = max(timed, key=lambda model: model.called, default=None)
+        return latest.tracker.index if latest is not None else None
 
     def _trackers(self) -> list[Tracker]:
         return [model.tracker for model in self._models if model.alive()]
+
+    def followed(self, weights: Mapping[int, object]) -> tuple[int, list[Tracker]]:
+        """What follows the calls of the model with these weights, and when the last one came."""
+        with self._lock:
+            found = [model for model in self._models if model.is_of(weights)]
+        return max((m.called for m in found), default=0), [model.tracker for model in found]
 
     def __enter__(self) -> Session:
         self._depth += 1
@@ -278,6 +301,27 @@ class Session:
                 tracker.end()
 
 
+def followed(model: torch.nn.Module | Tracked) -> list[list[Tracker]]:
+    """What follows a model's calls: of each Session that is still around, the latest last."""
+    weights = identified(model)
+    found = [session.followed(weights) for session in list(_sessions)]
+    return [trackers for called, trackers in sorted(found, key=lambda f: f[0]) if called]
+
+
+def count(trackers: Sequence[Tracker]) -> dict[str, Any]:
+    """What trackers counted in their current generations, see :meth:`Session.summary`."""
+    lanes = [lane for t in trackers if t.generation is not None for lane in t.generation.lanes]
+    served = sum((lane.served for lane in lanes), Counter[str]())
+    released = sum(tracker.released for tracker in trackers)
+    return {
+        "generations": max((t.generations for t in trackers), default=0),
+        "lanes": len(lanes),
+        **{mode: served[mode] for mode in MODES},
+        "why": dict(sum((lane.why for lane in lanes), Counter[str]())),
+        **({"released": released} if released else {}),
+    }
+
+
 def session(
     model: torch.nn.Module | Tracked | None = None,
     *,
@@ -298,10 +342,19 @@ def session(
     return Session(model, timesteps=timesteps, sigmas=sigmas)
 
 
-def _tensors(model: torch.nn.Module | Tracked) -> list[object]:
-    """What a model is known by: its weights, or itself if they are not torch's."""
+def identified(model: object) -> dict[int, object]:
+    """What a model is known by: its weights, or itself if they are not torch's.
+
+    Raises:
+        SessionError: it is none.
+    """
+    if not callable(model):
+        raise SessionError(
+            f"{type(model).__name__} is no model; pass the module that was compiled, such as "
+            "pipe.transformer, or a loaded bundle"
+        )
     found: Any = (getattr(model, what, tuple)() for what in ("parameters", "buffers"))
-    return [tensor for tensors in found for tensor in tensors] or [model]
+    return {id(t): t for t in ([tensor for tensors in found for tensor in tensors] or [model])}
 
 
 def current(weights: Sequence[object]) -> Session:

@@ -102,20 +102,11 @@ def _forget(deriving: weakref.ref[DerivedWeights[Any]], key: tuple[int, ...], wh
         owner._kept.pop(key, None)
 
 
-def invalidate(model: torch.nn.Module) -> int:
-    """Tell every compiled Program of ``model`` that its weights were written to.
-
-    Needed only after writes that leave no trace, such as through ``.data``, and only if they must
-    count before the next generation begins.
-
-    Returns:
-        How many sets of derived weights were dropped.
-    """
-    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    found = [derived for derived in list(_deriving) if derived.reads_any(tensors)]
-    for derived in found:
-        derived.invalidate()
-    return len(found)
+def invalidate(tensors: Collection[int]) -> None:
+    """Drop all that was derived from the tensors with these ``id``s."""
+    for derived in list(_deriving):
+        if derived.reads_any(tensors):
+            derived.invalidate()
 
 
 def _sample(sources: Sequence[torch.Tensor]) -> torch.Tensor:
