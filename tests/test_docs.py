@@ -144,8 +144,8 @@ def run(name: str, names: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUN if python(PAGES[name])])
-@pytest.mark.filterwarnings("error::dit_compile.errors.DitcWarning")
 @pytest.mark.filterwarnings("ignore:ditc. inside ditc.disabled")
+@pytest.mark.filterwarnings("error::dit_compile.errors.DitcWarning")
 def test_examples_run(name: str, workplace: dict[str, Any]) -> None:
     if name == "README.md":
         workplace |= {"model": BUNDLED["digits"].load(), "pipe": standins.pipeline()}
