@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 
 from dit_compile.demo.models import BUNDLED
 from dit_compile.pipeline import registry
+from dit_compile.torch_backend import Options
 from tests import standins
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +116,26 @@ def test_every_picture_is_shown() -> None:
 )
 def test_what_a_link_may_be(target: str, expected: str) -> None:
     assert problem(ROOT / "README.md", target) == expected
+
+
+def listed(name: str) -> set[str]:
+    """What the tables of a page list in code in their first column."""
+    lines = re.findall(r"^\| (`.*?) \|", PAGES[name].read_text(), re.MULTILINE)
+    return {word for line in lines for word in re.findall(r"`([^`]+)`", line)}
+
+
+def test_every_pass_is_listed() -> None:
+    assert registry.passes().keys() <= listed("docs/passes.md")
+
+
+def test_every_caching_method_is_listed() -> None:
+    """All but the one that calibration records with."""
+    assert registry.policies().keys() - {"record"} <= listed("docs/caching.md")
+
+
+def test_every_option_is_listed() -> None:
+    options = {field.name for field in dataclasses.fields(Options)}
+    assert options <= listed("docs/torch-compile.md")
 
 
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if python(page)])
