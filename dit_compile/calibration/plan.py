@@ -299,7 +299,12 @@ class _Saved:
         if name != os.path.basename(name) or name in ("", ".", ".."):
             raise PlanError(f"the plan names the file {name!r}, which does not lie beside it")
         file = folder / name
-        return unpack(file, self.measured["sha256"]) if os.path.lexists(file) else None
+        try:
+            return unpack(file, self.measured["sha256"])
+        except PlanError:
+            if os.path.lexists(file):
+                raise
+            return None
 
 
 def _named(path: Path) -> str | None:

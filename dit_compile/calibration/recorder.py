@@ -10,7 +10,7 @@ import torch
 
 from dit_compile.calibration.measured import GUIDANCE, Measured
 from dit_compile.ir.program import Program
-from dit_compile.runtime.generation import Lane
+from dit_compile.runtime.generation import Kept
 from dit_compile.runtime.steps import Served
 
 Values = Mapping[str, torch.Tensor]
@@ -25,11 +25,11 @@ class Recorder:
 
     def __init__(self, distances: int) -> None:
         self._distances = distances
-        self._recent: WeakKeyDictionary[Lane, deque[Values]] = WeakKeyDictionary()
+        self._recent: WeakKeyDictionary[Kept, deque[Values]] = WeakKeyDictionary()
         self._changes: dict[tuple[str, int, int], list[float]] = defaultdict(list)
         self._ratios: dict[tuple[str, int], list[float]] = defaultdict(list)
         self._products: dict[tuple[int, int], float] = defaultdict(float)
-        self._directions: WeakKeyDictionary[Lane, dict[int, Values]] = WeakKeyDictionary()
+        self._directions: WeakKeyDictionary[Kept, dict[int, Values]] = WeakKeyDictionary()
         self._times: dict[int, float] = {}
         self.steps = 0
 
@@ -40,7 +40,7 @@ class Recorder:
         if not returned:  # nothing is kept, or this is the first of guidance's calls
             return
         index = served.step.index
-        recent = self._recent.setdefault(served.lane, deque(maxlen=self._distances))
+        recent = self._recent.setdefault(served.kept, deque(maxlen=self._distances))
         self.steps = max(self.steps, index + 1)
         if served.step.time is not None:
             self._times[index] = served.step.time
@@ -53,7 +53,7 @@ class Recorder:
             self._ratios[groups[name], index].append(ratio)
         recent.append(returned)
         if GUIDANCE in groups.values():
-            self._multiply(self._directions.setdefault(served.lane, {}), index, returned)
+            self._multiply(self._directions.setdefault(served.kept, {}), index, returned)
 
     def measured(self) -> Measured:
         """The averages over sites, lanes and generations."""

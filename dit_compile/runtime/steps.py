@@ -9,7 +9,7 @@ from typing import Any
 
 from dit_compile.ir.interface import Input
 from dit_compile.ir.schedule import Done, Schedule, Step
-from dit_compile.runtime.generation import Lane, Place
+from dit_compile.runtime.generation import Kept, Place
 from dit_compile.runtime.states import States, Vector
 
 Values = dict[str, Any]
@@ -29,13 +29,13 @@ class Served:
     """One step of one lane, done.
 
     Attributes:
-        lane: the lane.
+        kept: what the form of the model that did it keeps of the lane.
         step: the step, with what was measured at it.
         graph: the graph that served it.
         returned: what that graph returned.
     """
 
-    lane: Lane
+    kept: Kept
     step: Step
     graph: str
     returned: Returned
@@ -90,4 +90,4 @@ class Steps:
             step = replace(step, change=done.measure)
         self._states.keep(kept, done.named)
         self._states.record(place, Done(step, computed))
-        return Served(lane, step, name, done)
+        return Served(kept, step, name, done)

@@ -41,7 +41,8 @@ def decided(session: ditc.Session) -> list[Done]:
     (tracker,) = session._trackers()
     assert tracker.generation is not None
     (lane,) = tracker.generation.lanes
-    return lane.past
+    (kept,) = lane.kept.values()
+    return kept.past
 
 
 def schedule(method: str) -> Schedule:
