@@ -245,6 +245,7 @@ class Tracker:
         loud: warn when a call cannot be placed; off for models that never reuse anything.
         hold: how the inputs that separate lanes are kept and compared.
         beside: the step that other parts of the model are at, for parts that see no timestep.
+        warned: what has been said already, also of other models that are compiled alike.
     """
 
     def __init__(
@@ -255,6 +256,7 @@ class Tracker:
         loud: bool = True,
         hold: Hold,
         beside: Callable[[], int | None] = lambda: None,
+        warned: set[str] | None = None,
     ) -> None:
         self.timetable = timetable
         self.clock = tuple(clock) if clock is not None else None
@@ -274,7 +276,7 @@ class Tracker:
         self._earlier_lanes: Sequence[Lane] = ()
         self._travel = -1
         self._breaks = 0
-        self._warned: set[str] = set()
+        self._warned = warned if warned is not None else set()
 
     # -- placing ---------------------------------------------------------------------------------
 

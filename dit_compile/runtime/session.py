@@ -183,6 +183,8 @@ class Session:
         self._weights = identified(model) if model is not None else None
         self._timetable = Timetable.of(self.timesteps, self.sigmas) if self.timesteps else None
         self._models: list[_Model] = []
+        #: What was said of models, by their origin.
+        self._warned: dict[object, set[str]] = {}
         self._lock = threading.Lock()
         self._depth = 0
         self._entries: list[_Entry] = []
@@ -225,6 +227,7 @@ class Session:
                 loud=False,
                 hold=program.hold,
                 beside=self._latest_step,
+                warned=self._warned.setdefault(program.origin, set()),
             )
             model = _Model(program.origin, tracker, [], set())
             self._models.append(model)
