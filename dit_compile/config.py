@@ -42,6 +42,21 @@ def disabled() -> bool:
     return os.environ.get("DITC_DISABLE", "0") not in ("", "0", "false")
 
 
+def progress_by_default() -> bool:
+    """Whether long compilations show how far they are (``DITC_PROGRESS=0``, option ``progress``).
+
+    Not on a terminal that cannot take back what it shows, not in continuous integration, whose
+    terminals are logs, and of several processes on one machine in the first alone.
+    """
+    if os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return False
+    asked = os.environ.get("DITC_PROGRESS", "")
+    if asked:
+        return asked not in ("0", "false")
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return not in_ci and os.environ.get("LOCAL_RANK", "0") in ("", "0")
+
+
 def bisection() -> tuple[tuple[int, int] | None, str | None]:
     """What ``ditc bisect -- command`` asks of this process, in variables that it sets.
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from dit_compile import progress
 from dit_compile.analysis.binding import node_bindings, settle
 from dit_compile.analysis.blocks import describe_stacks, find_structure
 from dit_compile.analysis.tokens import describe_tokens, find_tokens
@@ -123,6 +124,7 @@ class Explanation:
         return markdown(self.report)
 
 
+@progress.shown()
 def explain(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -153,6 +155,7 @@ def explain(
     """
     check_torch()
     pipeline = Pipeline.parse(passes).calibrated()
+    progress.report("capture", subject=type(model).__name__)
     started = time.perf_counter()
     with torch.no_grad():
         program = capture_module(model, args, kwargs, dynamic_shapes=dynamic_shapes)

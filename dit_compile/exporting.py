@@ -29,6 +29,8 @@ from dit_compile.ir.size_names import named_sizes, rename_sizes
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.pipeline.registry import find_format
+from dit_compile.pipeline.stage import Stage
+from dit_compile.progress import report, shown
 from dit_compile.versions import check_torch
 
 
@@ -47,6 +49,7 @@ def export(
     contrib: bool = True,
     split: bool = False,
     overwrite: bool = False,
+    progress: bool = True,
 ) -> Manifest:
     """Write ``model``'s sampling program as a bundle: a folder that runs without this compiler.
 
@@ -67,6 +70,7 @@ def export(
         contrib: of ``onnx``: use operators that ONNX Runtime alone has, where they are faster.
         split: of ``onnx``: one file a graph, and not one for all graphs that can serve a step.
         overwrite: replace a bundle that is there already.
+        progress: show on a terminal how far it is, if it takes more than five seconds.
 
     Returns:
         The bundle's manifest.
@@ -84,13 +88,19 @@ def export(
     chosen = Plan.of(plan) if plan is not None else None
     pipeline = chosen.pipeline() if chosen else Pipeline.parse(passes or "exact").calibrated()
     writer = find_format(format)
-    with new_folder(Path(path), overwrite=overwrite) as folder, torch.no_grad():
+    with (
+        shown(wanted=progress),
+        new_folder(Path(path), overwrite=overwrite) as folder,
+        torch.no_grad(),
+    ):
+        report("capture", subject=type(model).__name__)
         program = capture_module(model, args, kwargs, dynamic_shapes=dynamic_shapes)
         if chosen is not None:
             chosen.check(program)
         settle(program, bindings)
-        pipeline.run(program, instruments=[StructuralCheck()])
+        pipeline.run(program, instruments=[StructuralCheck(), Stage(pipeline)])
         written = writer.write(program, folder, ExportOptions(opset, contrib, split))
+        report("checksums")
         program = written.program or program
         manifest = Manifest(
             format=format,

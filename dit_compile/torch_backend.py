@@ -16,12 +16,12 @@ from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 from torch._guards import CompileContext
 from torch._inductor.compile_fx import compile_fx
 
-from dit_compile import config, disabling
+from dit_compile import config, disabling, progress
 from dit_compile.analysis.binding import settle
 from dit_compile.analysis.machine import cpu_class
 from dit_compile.backends.base import Backend
 from dit_compile.calibration.plan import Plan
-from dit_compile.capture.dynamo import capture_dynamo
+from dit_compile.capture.dynamo import capture_dynamo, traced_class
 from dit_compile.capture.lazy import with_lazy_inputs
 from dit_compile.errors import (
     BindingError,
@@ -65,6 +65,7 @@ class Options:
             graphs, or is compiled again, each later one gets a number in its name.
         offload_hoisted: while a Session is open, keep weights that only hoisted work reads in host
             memory once that is done.
+        progress: show on a terminal how far a compilation of more than five seconds is.
     """
 
     preset: str = "exact"
@@ -76,6 +77,7 @@ class Options:
     verify: bool = True
     report: str | None = None
     offload_hoisted: bool = False
+    progress: bool = True
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
@@ -128,9 +130,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "verify": (bool,),
     "report": (str, type(None)),
     "offload_hoisted": (bool,),
+    "progress": (bool,),
 }
 
 
+@progress.shown()
 def ditc(
     module: fx.GraphModule,
     example_inputs: Sequence[Any],
@@ -173,6 +177,9 @@ def _compile(
 ) -> Callable[..., Any]:
     """Compile one graph, or leave it to plain Inductor unless ``strict``."""
     pipeline = options.pipeline()
+    progress.report("capture", subject=_subject())
+    if not options.progress:
+        progress.hide()
     try:
         captured = capture_dynamo(module)
         if isinstance(options.plan, Plan):
@@ -202,6 +209,13 @@ def _guarded(
         return compiled
     instead = _as_it_is if options.target == "eager" else compile_plainly
     return Fallback(compiled, module, instead, _written(captured), _warn)
+
+
+def _subject() -> str:
+    """Which graph this is: the module's class, and the number that torch's logs give the graph."""
+    number = CompileContext.current_compile_id()
+    name = traced_class() or "graph"
+    return name if number is None else f"{name} [{number}]"
 
 
 def _as_it_is(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -247,10 +261,13 @@ def _origin() -> object:
     return None if compiling is None else ("frame", compiling.frame_id)
 
 
+@progress.shown()
 def _assemble(
     captured: Program, pipeline: Pipeline, options: Options, origin: object
 ) -> CompiledProgram:
     """Rewrite and compile a captured Program, which stays as it is to start from again."""
+    if not options.progress:
+        progress.hide()
     program = captured.copy()
     settle(program, options.bindings)
     backend: Backend = find_backend(options.target)

@@ -60,7 +60,7 @@ class TestOptions:
                 OptionError,
                 "unknown option 'pases'; did you mean 'passes'?; "
                 "options are preset, passes, plan, target, bindings, strict, verify, report, "
-                "offload_hoisted",
+                "offload_hoisted, progress",
             ),
             (
                 {"preset": "balance"},

@@ -22,6 +22,7 @@ from dit_compile.backends.written import ExportOptions, Written
 from dit_compile.bundle.manifest import Graph
 from dit_compile.errors import OptionError
 from dit_compile.ir.program import ROWS, TABLE, Input, InputKind, Program
+from dit_compile.progress import each
 
 WEIGHTS_FILE = "weights.bin"
 #: The model of all graphs that can serve a step.
@@ -49,7 +50,7 @@ class OnnxWriter:
         halves = half_types(program)
         models = {
             name: make_model(program, name, values, file, options)
-            for name in exported_graphs(program)
+            for name in each("graph", exported_graphs(program))
         }
         graphs = {
             name: Graph(

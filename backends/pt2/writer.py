@@ -19,6 +19,7 @@ from dit_compile.bundle.manifest import Graph
 from dit_compile.errors import BackendError, OptionError
 from dit_compile.ir.fake import device_types
 from dit_compile.ir.program import Program, placeholders
+from dit_compile.progress import each
 
 #: Takes a graph's name and form, and returns the file that it goes to.
 Store = Callable[[str, ExportedProgram], str]
@@ -56,7 +57,7 @@ def write_graphs(program: Program, folder: Path, options: ExportOptions, store: 
     device = _device(program)
     values, weights = known_weights(program), Weights()
     graphs: dict[str, Graph] = {}
-    for name in exported_graphs(program):
+    for name in each("graph", exported_graphs(program)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on torch's own internals
             exported, reads, behind = portable_graph(program, name)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch._dynamo import symbolic_convert
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from dit_compile.capture.build import build_program
@@ -22,6 +23,13 @@ def records_gradients(values: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(value, torch.Tensor) and value.requires_grad for value in values
     )
+
+
+def traced_class() -> str:
+    """The class of the module whose graph Dynamo hands over now, ``""`` if it is a function's."""
+    translator = getattr(symbolic_convert.tls, "current_tx", None)
+    owner = (getattr(translator, "f_locals", None) or {}).get("self")
+    return type(owner).__name__ if isinstance(owner, nn.Module) else ""
 
 
 def capture_dynamo(module: fx.GraphModule) -> Program:

@@ -8,6 +8,7 @@ from dit_compile import config
 from dit_compile.bisect import log_run
 from dit_compile.ir.program import Program
 from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
+from dit_compile.pipeline.stage import Stage
 from dit_compile.pipeline.trace import Trace
 from dit_compile.repro import keep_repro
 
@@ -21,15 +22,15 @@ def run_watched(
 ) -> PipelineRun:
     """Like :meth:`Pipeline.run`.
 
-    ``ditc bisect -- command`` ends it early, and is told what it did. A pass that fails leaves a
-    folder that reproduces it, which the error names.
+    ``ditc bisect -- command`` ends it early, and reads what it did from a log. A pass that fails
+    leaves a folder that reproduces it, which the error names.
     """
     limit, log = config.bisection()
     run = PipelineRun(pipeline)
     try:
         return pipeline.run(
             program,
-            instruments=[*instruments, Trace()],
+            instruments=[*instruments, Trace(), Stage(pipeline)],
             undo_failures=undo_failures,
             limit=limit,
             into=run,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn
 from rich.text import Text
 
+from dit_compile.progress import hidden
 from dit_compile.shown import shown
 
 _FILE_WIDTH = 160
@@ -37,7 +39,10 @@ def terminal(*, stderr: bool = False) -> Console:
 
 
 class PlainProgress(Progress):
-    """A progress bar whose descriptions, such as pipelines, are no markup."""
+    """A progress bar whose descriptions, such as pipelines, are no markup.
+
+    While it runs, disabled or not, it stands in place of the line that compilations show.
+    """
 
     def __init__(self, *, disable: bool = False, transient: bool = False) -> None:
         super().__init__(
@@ -47,6 +52,17 @@ class PlainProgress(Progress):
             disable=disable,
             transient=transient,
         )
+        self._hiding = contextlib.ExitStack()
+
+    def start(self) -> None:
+        """Show the bar, and hide what compilations show."""
+        self._hiding.enter_context(hidden())
+        super().start()
+
+    def stop(self) -> None:
+        """Leave the bar as it is."""
+        super().stop()
+        self._hiding.close()
 
 
 class JobProgress(PlainProgress):

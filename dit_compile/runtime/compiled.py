@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from dit_compile import progress
 from dit_compile.backends.base import Backend
 from dit_compile.errors import BackendError
 from dit_compile.ir.fake import device_types, tensor_of, value_of
@@ -83,7 +84,8 @@ class CompiledProgram:
             for name, module in program.graphs.items()
         }
         self._run: dict[str, Callable[..., Sequence[Any]]] = {
-            name: backend.compile(program, name) for name in program.schedule.graphs()
+            name: backend.compile(program, name)
+            for name in progress.each("graph", [*program.schedule.graphs()])
         }
         self._results = {name: Results(program, name, reads) for name, reads in self._reads.items()}
         self._ahead = Ahead(program)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Iterable
 from typing import Any
 
+import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -21,9 +24,23 @@ FAMILIES = ("dit", "pixart", "sd3", "flux", "wan", "latte")
 OTHERS = tuple(case.name for case in zoo.CASES if case.name not in FAMILIES)
 
 
+def each(names: Iterable[str], *, quick: Collection[str] = ()) -> list[ParameterSet]:
+    """Parameters of a test that runs on many classes, slowly but for the ``quick`` ones.
+
+    A capture takes ten times as long as what a test does with it, so one worker runs all tests of a
+    class, in whatever file they are, and :func:`captured` captures it there once.
+    """
+    return [
+        pytest.param(name)
+        if name in quick
+        else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.xdist_group(name)])
+        for name in names
+    ]
+
+
 @functools.cache
 def captured(name: str, variant: int = 0) -> tuple[Program, tuple[Any, ...]]:
-    """A case of the zoo as a Program, with a value for each placeholder.
+    """A case of the zoo as a Program, with a value for each placeholder. Tests edit copies of it.
 
     The inputs of ``variant`` 1 are larger, and two samples.
     """

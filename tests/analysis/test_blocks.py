@@ -23,6 +23,7 @@ from tests.analysis.structures import (
     Chain,
     PreNorm,
     captured,
+    each,
     plain,
     stripped,
     through_dynamo,
@@ -82,8 +83,8 @@ def check_invariants(program: Program, stacks: tuple[Stack, ...]) -> None:
                     below.add(node)
 
 
-def check_case(name: str) -> None:
-    case, (program, _) = zoo.case(name), captured(name)
+def check_case(name: str, variant: int = 0) -> None:
+    case, (program, _) = zoo.case(name), captured(name, variant)
     stacks = find_stacks(program)
     expected = dict(zip(case.stacks, case.blocks, strict=True)) | UNCOUNTED.get(name, {})
     assert Counter(len(stack.blocks) for stack in stacks) == Counter(expected.values())
@@ -103,10 +104,9 @@ def test_families(name: str) -> None:
     check_case(name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", each(OTHERS))
 def test_sweep(name: str) -> None:
-    check_case(name)
+    check_case(name, 1)
 
 
 @pytest.mark.parametrize("order", ["am", "acm", "mam", "aam", "a", "ac"])

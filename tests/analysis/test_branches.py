@@ -22,6 +22,7 @@ from tests.analysis.structures import (
     Chain,
     LinearAttention,
     captured,
+    each,
     plain,
     stripped,
     tokens,
@@ -145,10 +146,9 @@ def test_cached_outputs_replace_the_work(name: str) -> None:
     check_caching(stripped(program), values)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", each(OTHERS))
 def test_cached_outputs_replace_the_work_everywhere(name: str) -> None:
-    program, values = captured(name)
+    program, values = captured(name, 1)
     check_caching(program, values, ELSEWHERE.get(name, 0))
 
 

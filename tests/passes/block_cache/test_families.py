@@ -15,7 +15,7 @@ from dit_compile.passes.block_cache.sites import Candidates
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.reference import run_reference
 from tests import zoo
-from tests.analysis.structures import FAMILIES, captured
+from tests.analysis.structures import FAMILIES, captured, each
 from tests.capture.through_dynamo import from_dynamo
 from tests.passes.irtest import ops
 
@@ -37,16 +37,13 @@ OPTIONS = {
 @functools.cache
 def exact(family: str) -> Program:
     """A family after the exact passes."""
-    program = captured(family)[0].copy()
+    program = captured(family, 1)[0].copy()
     Pipeline.parse("exact").run(program)
     return program
 
 
 #: Two unlike families at once, the others with the slow tests.
-EACH = [
-    pytest.param(name, marks=[] if name in ("dit", "flux") else pytest.mark.slow)
-    for name in FAMILIES
-]
+EACH = each(FAMILIES, quick=("dit", "flux"))
 
 
 def test_all_methods_are_tried() -> None:
@@ -58,7 +55,7 @@ def test_all_methods_are_tried() -> None:
 @pytest.mark.parametrize("method", OPTIONS)
 @pytest.mark.parametrize("family", EACH)
 def test_every_variant_is_the_full_step(family: str, method: str) -> None:
-    program, values = captured(family)
+    program, values = captured(family, 1)
     named = dict(zip([n.name for n in placeholders(program.main)], values, strict=True))
     after = exact(family).copy()
     text = f"insert-block-cache{{method={method.strip()}{OPTIONS[method]}}}"

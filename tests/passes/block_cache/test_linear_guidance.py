@@ -27,7 +27,7 @@ from dit_compile.passes.block_cache.linear_guidance import LinearGuidance
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.quality.metrics import psnr
 from dit_compile.runtime.reference import run_reference
-from tests.analysis.structures import FAMILIES, captured, plain
+from tests.analysis.structures import FAMILIES, captured, each, plain
 from tests.runtime.loops import TIMES, Toy, compiled, label
 
 STEPS = len(TIMES)
@@ -148,10 +148,7 @@ class TestOptions:
             ditc.explain(Toy(), (), {}, passes=text)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=[] if name == "dit" else pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.parametrize("family", each(FAMILIES, quick=("dit",)))
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_half_the_batch_and_a_forecast(family: str, which: str) -> None:
     program, values = captured(family, 1)

@@ -22,7 +22,7 @@ from dit_compile.passes.block_cache.half_batch import HALF
 from dit_compile.passes.block_cache.skip_guidance import SkipGuidance
 from dit_compile.pipeline.pipeline import Pipeline
 from dit_compile.runtime.reference import run_reference
-from tests.analysis.structures import FAMILIES, captured, plain, tokens
+from tests.analysis.structures import FAMILIES, captured, each, plain, tokens
 from tests.runtime.loops import TIMES, Inputs, Toy, closing_halves, compiled, label
 
 FULL, LEFT_OUT = frozenset({"guidance"}), frozenset[str]()
@@ -45,10 +45,7 @@ def exact(family: str) -> Program:
     return program
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=[] if name == "dit" else pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.parametrize("family", each(FAMILIES, quick=("dit",)))
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_the_conditional_half_stands_for_both(family: str, which: str) -> None:
     program, values = captured(family, 1)
