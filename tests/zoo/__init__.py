@@ -21,6 +21,7 @@ CASES: tuple[Case, ...] = (*image.CASES, *joint.CASES, *video.CASES, *audio.CASE
 
 BREAKS: tuple[tuple[str, str], ...] = (
     ("Lumina2Transformer2DModel", "puts lengths read from the text mask into a Python set"),
+    ("WanAnimate2Transformer3DModel", "reads the sizes of grids from a tensor"),
     ("OmniGenTransformer2DModel", "branches on the largest position id"),
     ("HiDreamImageTransformer2DModel", "loops over token counts of experts, read with numpy"),
     ("HunyuanVideo15Transformer3DModel", "branches on whether the image embedding is all zero"),

@@ -85,6 +85,42 @@ def _helios(d: Draw) -> Inputs:
     }
 
 
+def _any_flow_far(d: Draw) -> Inputs:
+    """Two chunks, the latter of one frame."""
+    frames = d.f + 1
+    times = d.step()[:, None].repeat(1, frames)
+    return {
+        "hidden_states": d.randn(d.b, frames, 4, d.h, d.w),
+        "timestep": times,
+        "r_timestep": times * 0.5,
+        "encoder_hidden_states": d.text(24),
+        "chunk_partition": [d.f, 1],
+    }
+
+
+def _framepack(d: Draw) -> Inputs:
+    """One sample: the class does not take more where texts differ in length."""
+    d.b = 1
+
+    def history(frames: int, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return d.randn(1, 4, frames, d.h, d.w), torch.arange(frames) + first
+
+    clean, near, far = history(2, 0), history(2, 2), history(4, 4)
+    return _wan(d) | {
+        "encoder_attention_mask": d.mask(),
+        "pooled_projections": d.pooled(16),
+        "guidance": d.sigma() * 6000,
+        "image_embeds": d.tokens(d.n + 2, 20),
+        "indices_latents": torch.arange(d.f) + 8,
+        "latents_clean": clean[0],
+        "indices_latents_clean": clean[1],
+        "latents_history_2x": near[0],
+        "indices_latents_history_2x": near[1],
+        "latents_history_4x": far[0],
+        "indices_latents_history_4x": far[1],
+    }
+
+
 def _kandinsky(d: Draw, channels: int) -> Inputs:
     return {
         "hidden_states": d.randn(d.b, d.f, d.h, d.w, channels),
@@ -146,6 +182,14 @@ CASES: tuple[Case, ...] = (
             "r_timestep": d.step()[:, None].repeat(1, d.f),
             "encoder_hidden_states": d.text(24),
         },
+    ),
+    make(
+        "any_flow_far",
+        "AnyFlowFARTransformer3DModel",
+        "causal chunks by flex attention, earlier ones compressed",
+        {"blocks": 3},
+        {**WAN, "num_layers": 3, "full_chunk_limit": 2},
+        _any_flow_far,
     ),
     make(
         "helios",
@@ -346,6 +390,26 @@ CASES: tuple[Case, ...] = (
                 "guidance": d.sigma() * 6000,
             }
         ),
+    ),
+    make(
+        "framepack",
+        "HunyuanVideoFramepackTransformer3DModel",
+        "history at three scales, text cut to its length",
+        {REFINER: 2, "transformer_blocks": 2, "single_transformer_blocks": 3},
+        {
+            **HEADS,
+            **IN_OUT,
+            "num_layers": 2,
+            "num_single_layers": 3,
+            "num_refiner_layers": 2,
+            "text_embed_dim": 24,
+            "pooled_projection_dim": 16,
+            "rope_axes_dim": (4, 4, 8),
+            "has_image_proj": True,
+            "image_proj_dim": 20,
+            "has_clean_x_embedder": True,
+        },
+        _framepack,
     ),
     make(
         "motif_video",
