@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dit_compile.capture.batched import write_out
 from dit_compile.errors import DitcWarning
+from dit_compile.ir.hints import hint_of
 from dit_compile.ir.program import copy_graph, output_node, placeholders
 
 #: A mask of more bytes is worth a warning.
@@ -127,7 +128,7 @@ class _Call:
         return bool(heads[0] != heads[1])
 
     def _warn(self, value: Tensor) -> None:
-        size = math.prod(map(_hint, value.shape)) * value.dtype.itemsize
+        size = math.prod(map(hint_of, value.shape)) * value.dtype.itemsize
         if size > _LARGE:
             warnings.warn(
                 f"ditc: flex_attention is computed with a dense tensor of {size / 2**20:.0f} MiB, "
@@ -135,11 +136,6 @@ class _Call:
                 DitcWarning,
                 stacklevel=2,
             )
-
-
-def _hint(size: Any) -> int:
-    """The number that a size was at capture; one if only the data tells."""
-    return size if isinstance(size, int) else size.node.hint or 1
 
 
 def _mask_of(graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
