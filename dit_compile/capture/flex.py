@@ -94,7 +94,7 @@ class _Call:
         self._warn(made.meta["example_value"])
         return new
 
-    def _dense_attention(self, score: fx.GraphModule) -> Sequence[fx.Node]:
+    def _dense_attention(self, score: fx.GraphModule) -> list[fx.Node]:
         """Attention with changed scores, operator by operator as in eager."""
         mask = self._graph(self.given["block_mask"][-1])
         scores, masks = (
