@@ -6,17 +6,30 @@ a minute each, and which run in the quick stage.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import dit_compile as ditc
 from dit_compile.pipeline.presets import PRESETS
 from dit_compile.quality.compilations import Compilations
 from tests import zoo
+from tests.support import (
+    LIMIT,
+    STEPS,
+    TABLE,
+    check_exact,
+    inputs_of,
+    measured,
+    page,
+    rows,
+    sample,
+    timesteps,
+    worst_error,
+)
 
 QUICK = ("dit", "pixart", "sd3", "flux", "wan", "latte")
 WITH_INDUCTOR = (
@@ -24,21 +37,6 @@ WITH_INDUCTOR = (
     *("hunyuan_dit", "lumina_next", "sana", "aura_flow", "cogview3", "cogvideox", "ltx", "chroma"),
     *("qwen_image", "flux2", "hunyuan_video", "bria", "prior", "stable_audio", "t5_film", "mochi"),
 )
-LIMIT = 1e-5
-
-
-def tensors(result: Any) -> list[Tensor]:
-    """All tensors of a model's output, whatever holds them."""
-    values = result.to_tuple() if hasattr(result, "to_tuple") else result
-    return [value for value in pytree.tree_leaves(values) if isinstance(value, Tensor)]
-
-
-def worst_error(model: nn.Module, compiled: Any, inputs: dict[str, Any]) -> float:
-    """Largest relative L2 error over the outputs."""
-    with torch.no_grad():
-        want, have = tensors(model(**inputs)), tensors(compiled(**inputs))
-    assert len(want) == len(have)
-    return max(float((b - a).norm() / a.norm()) for a, b in zip(want, have, strict=True))
 
 
 def compare(case: zoo.Case, target: str) -> None:
@@ -49,7 +47,7 @@ def compare(case: zoo.Case, target: str) -> None:
     )
     with Compilations() as counted:
         for variant in (0, 1):
-            inputs = case.inputs(variant, torch.Generator().manual_seed(variant))
+            inputs = inputs_of(case, variant)
             error = worst_error(model, compiled, inputs)
             if error > LIMIT and target == "inductor":
                 # Inductor's own sines differ: then no worse than torch.compile without ditc.
@@ -69,6 +67,51 @@ def compare(case: zoo.Case, target: str) -> None:
 )
 def test_same_results_as_eager(name: str) -> None:
     compare(zoo.case(name), "eager")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [case.name for case in zoo.BREAKS])
+def test_a_step_in_several_graphs_has_the_same_results(name: str) -> None:
+    check_exact(zoo.case(name), whole=False)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [case.name for case in zoo.BREAKS])
+def test_dynamo_itself_does_not_capture_them_whole(name: str) -> None:
+    case = zoo.case(name)
+    torch._dynamo.reset()
+    stock = torch.compile(zoo.build(case), backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported), torch.no_grad():
+        stock(**inputs_of(case))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", [case.name for case in zoo.EVERY])
+def test_the_table_of_classes_is_true(name: str) -> None:
+    row = measured(zoo.case(name))
+    assert rows(TABLE.read_text())[row.name] == row
+
+
+def test_the_table_has_every_class() -> None:
+    text = TABLE.read_text()
+    assert set(rows(text)) == {type(zoo.build(case)).__name__ for case in zoo.EVERY}
+    assert page(rows(text).values()) == text
+
+
+@pytest.mark.parametrize("name", ["dit", "sana_wm_refiner", "wan_animate"])
+def test_latents_follow_the_model(name: str) -> None:
+    case = zoo.case(name)
+    model, seen = zoo.build(case), list[dict[str, Any]]()
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    end = sample(case, model)
+    assert len(seen) == STEPS
+    for before, after in pairwise([*(each[case.latent] for each in seen), end[case.latent]]):
+        change = (after - before).abs()
+        assert 0 < change.mean() < before.abs().mean()
+    times = [float(each[case.timestep].flatten()[0]) for each in seen]
+    assert times == timesteps(case) == sorted(times, reverse=True)
+    for key in seen[0].keys() - {case.latent, case.timestep}:
+        assert all(each[key] is seen[0][key] for each in seen)
 
 
 @pytest.mark.full

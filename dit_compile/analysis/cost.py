@@ -9,14 +9,12 @@ a tensor that one operator takes twice is read once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import sympy
-import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from dit_compile.analysis.cost_rules import (
     cost_of,
@@ -26,6 +24,7 @@ from dit_compile.analysis.cost_rules import (
     tensors_of,
 )
 from dit_compile.errors import AnalysisError
+from dit_compile.ir.hints import Hints
 
 if TYPE_CHECKING:
     from dit_compile.analysis.roofline import Roofline
@@ -35,16 +34,12 @@ __all__ = [
     "Cost",
     "CostValue",
     "GraphCost",
-    "Hints",
     "bound_parts",
     "cost_of",
     "graph_bound",
     "graph_cost",
     "node_cost",
-    "symbol_hints",
 ]
-
-Hints = Mapping[sympy.Symbol, int]
 
 
 @dataclass(frozen=True)
@@ -210,30 +205,8 @@ def _number(expression: sympy.Expr, hints: Hints | None) -> int:
         expression = expression.xreplace({k: sympy.Integer(v) for k, v in (hints or {}).items()})
     if expression.free_symbols:
         names = ", ".join(sorted(map(str, expression.free_symbols)))
-        raise AnalysisError(f"no size is given for {names}; pass hints (see symbol_hints)")
+        raise AnalysisError(f"no size is given for {names}; pass hints (see dit_compile.ir.hints)")
     return int(expression)
-
-
-def symbol_hints(graph: fx.Graph) -> dict[sympy.Symbol, int]:
-    """The sizes that ``graph`` was traced with, for each symbol that had one."""
-    hints: dict[sympy.Symbol, int] = {}
-    for node in graph.nodes:
-        for leaf in pytree.tree_leaves(node.meta.get("val")):
-            for size in leaf.shape if isinstance(leaf, torch.Tensor) else (leaf,):
-                if isinstance(size, torch.SymInt):
-                    hints.update(_traced_sizes(size))
-    return hints
-
-
-def _traced_sizes(size: torch.SymInt) -> Iterator[tuple[sympy.Symbol, int]]:
-    environment = size.node.shape_env
-    new = hasattr(environment, "backed_var_to_val")  # torch 2.11 has the old name alone
-    values = environment.backed_var_to_val if new else environment.var_to_val
-    for symbol in size.node.expr.free_symbols:
-        if symbol in values:
-            yield symbol, int(values[symbol])
-        elif (most := environment.var_to_range[symbol].upper).is_Integer:
-            yield symbol, int(most)  # a size that only the data tells: what it can be at most
 
 
 # --- lower bound on time ---------------------------------------------------------------------

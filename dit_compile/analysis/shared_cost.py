@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from dit_compile.analysis.cost import CostValue, node_cost, root_of, symbol_hints
+from dit_compile.analysis.cost import CostValue, node_cost, root_of
 from dit_compile.errors import AnalysisError
+from dit_compile.ir.hints import symbol_hints
 
 
 class SharedCosts:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dit_compile.analysis.cost import CostValue, graph_cost, symbol_hints
+from dit_compile.analysis.cost import CostValue, graph_cost
+from dit_compile.ir.hints import symbol_hints
 from dit_compile.ir.program import Program
 from dit_compile.ir.schedule import Schedule
 

@@ -10,7 +10,9 @@ from torch import fx, nn
 from torch._dynamo import symbolic_convert
 from torch._subclasses import FakeTensor, FakeTensorMode
 
+from dit_compile.capture.batched import without_vmaps
 from dit_compile.capture.build import build_program
+from dit_compile.capture.flex import without_flex_attention
 from dit_compile.capture.functional import trace
 from dit_compile.capture.regions import without_regions
 from dit_compile.errors import CaptureError
@@ -46,6 +48,7 @@ def capture_dynamo(module: fx.GraphModule) -> Program:
     nodes = placeholders(module.graph)
     fakes = [node.meta.get("example_value") for node in nodes]
     mode = _fake_mode(fakes)
+    module = without_flex_attention(without_vmaps(module, mode), mode)
     traced = trace(module, fakes, mode)
     described = [(InputKind.WEIGHT, normalize_path(name)) for name in traced.lifted]
     described += [_describe(node) for node in nodes]

@@ -11,12 +11,12 @@ from torch import fx
 
 from dit_compile.analysis.blocks import Block, Stack, find_stacks
 from dit_compile.analysis.branches import Branch, work_of
-from dit_compile.analysis.cost import symbol_hints
 from dit_compile.analysis.cost_rules import stored_bytes
 from dit_compile.analysis.flow import Flow, carriers, is_heavy, is_move, sizes
 from dit_compile.analysis.tokens import find_tokens
 from dit_compile.errors import AnalysisError, PassError
 from dit_compile.ir.fake import tensor_of
+from dit_compile.ir.hints import symbol_hints
 from dit_compile.ir.program import Program
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from dit_compile.analysis.cost import node_cost, symbol_hints
+from dit_compile.analysis.cost import node_cost
 from dit_compile.analysis.cost_rules import stored_bytes
 from dit_compile.ir.fake import tensor_of
+from dit_compile.ir.hints import symbol_hints
 from dit_compile.passes.block_cache.sites import Candidates, Kept, Site
 from dit_compile.pipeline.rewriter import Rewriter
 

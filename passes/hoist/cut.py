@@ -13,8 +13,9 @@ import torch
 from torch import fx
 
 from dit_compile.analysis.binding import node_bindings
-from dit_compile.analysis.cost import CostValue, Hints, node_cost, symbol_hints
+from dit_compile.analysis.cost import CostValue, node_cost
 from dit_compile.analysis.cost_rules import is_view, stored_bytes
+from dit_compile.ir.hints import Hints, symbol_hints
 from dit_compile.ir.memory import is_returned
 from dit_compile.ir.program import Binding, Program
 from dit_compile.pipeline.rewriter import Rewriter

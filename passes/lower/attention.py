@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 
-from dit_compile.analysis.cost import Hints, symbol_hints
 from dit_compile.analysis.cost_rules import expression_of
 from dit_compile.analysis.measured import Ways, speedup_of
 from dit_compile.ir.fake import dtype_name
+from dit_compile.ir.hints import Hints, symbol_hints
 from dit_compile.ir.schema import argument
 from dit_compile.kernels.attention import SDPA, torch_attention
 from dit_compile.pipeline.rewriter import Rewriter

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from dit_compile.analysis.cost import Hints, symbol_hints
 from dit_compile.analysis.cost_rules import elements
 from dit_compile.analysis.machine import memory, onednn_multiplies
 from dit_compile.errors import PipelineError
 from dit_compile.ir.fake import dtype_name
+from dit_compile.ir.hints import Hints, symbol_hints
 from dit_compile.ir.program import Program
 from dit_compile.kernels.packed import pack_weight, packed_linear, speedup
 from dit_compile.pipeline.base import Kind, Pass

@@ -23,11 +23,11 @@ from dit_compile.analysis.cost import (
     graph_bound,
     graph_cost,
     node_cost,
-    symbol_hints,
 )
 from dit_compile.analysis.cost_rules import einsum_flops, is_view
 from dit_compile.analysis.roofline import Roofline
 from dit_compile.errors import AnalysisError
+from dit_compile.ir.hints import symbol_hints
 from dit_compile.ir.schema import argument
 
 aten = torch.ops.aten

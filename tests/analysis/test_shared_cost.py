@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from dit_compile.analysis.cost import node_cost, symbol_hints
+from dit_compile.analysis.cost import node_cost
 from dit_compile.analysis.shared_cost import SharedCosts
+from dit_compile.ir.hints import symbol_hints
 from dit_compile.pipeline.pipeline import Pipeline
 from tests.ir.models import Transformer, capture, noise, program_of, seeded
 

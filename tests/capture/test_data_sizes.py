@@ -70,10 +70,11 @@ MASKS = tuple(torch.tensor(mask) for mask in ([1, 1, 1, 0, 0], [1, 1, 1, 1, 0], 
 
 @pytest.mark.parametrize("target", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", [CutByCount, SplitByCount, CutByIndices, CutByMask])
-def test_same_results_as_eager(kind: type[Base], target: str) -> None:
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_same_results_as_eager(kind: type[Base], target: str, dynamic: bool | None) -> None:
     model = weights(kind())
     options = {"target": target, "strict": True}
-    fast = torch.compile(model, backend="ditc", fullgraph=True, options=options)
+    fast = torch.compile(model, backend="ditc", fullgraph=True, dynamic=dynamic, options=options)
     with torch.no_grad():
         for mask in MASKS:
             torch.testing.assert_close(fast(X, TEXT, mask), model(X, TEXT, mask))

@@ -1,7 +1,7 @@
 """Tiny configurations of diffusers transformer classes, one for each class of the sweep.
 
-`CASES` are those that Dynamo captures whole (`fullgraph=True`); `BREAKS` names the classes left out
-because Dynamo itself does not, each with the reason.
+`CASES` are those that Dynamo captures whole (`fullgraph=True`), `BREAKS` those that it does not,
+and `LEFT_OUT` names the classes that no case stands for.
 """
 
 from __future__ import annotations
@@ -11,26 +11,38 @@ from itertools import chain
 import torch
 from torch import nn
 
-from . import audio, image, joint, video
+from . import audio, broken, image, joint, video
 from ._case import Case
+from .broken import REASONS
 
-__all__ = ["BREAKS", "CASES", "Case", "build", "case"]
+__all__ = ["BREAKS", "CASES", "EVERY", "LEFT_OUT", "REASONS", "Case", "build", "case"]
 
 CASES: tuple[Case, ...] = (*image.CASES, *joint.CASES, *video.CASES, *audio.CASES)
 """Every case, in a fixed order."""
 
-BREAKS: tuple[tuple[str, str], ...] = (
-    ("Lumina2Transformer2DModel", "puts lengths read from the text mask into a Python set"),
-    ("OmniGenTransformer2DModel", "branches on the largest position id"),
-    ("HiDreamImageTransformer2DModel", "loops over token counts of experts, read with numpy"),
-    ("HunyuanVideo15Transformer3DModel", "branches on whether the image embedding is all zero"),
+BREAKS: tuple[Case, ...] = broken.CASES
+"""Those that stock Dynamo (torch 2.13) breaks into several graphs; `REASONS` says why."""
+
+EVERY: tuple[Case, ...] = (*CASES, *BREAKS)
+
+LEFT_OUT: tuple[tuple[str, str], ...] = (
+    (
+        "Cosmos3OmniTransformer",
+        "takes text, video and sound packed by its pipeline",
+    ),
+    ("DreamLiteTransformer2DModel", "a layer of a UNet, without latents or timesteps of its own"),
+    ("DualTransformer2DModel", "a layer of a UNet, without latents or timesteps of its own"),
+    ("MiniMaxMusic3RVQDepthDecoder", "predicts codes one after the other, without denoising steps"),
+    ("RFD4ProteinaTransformer", "takes the features of proteins that its preprocessor makes"),
+    ("Transformer2DModel", "a layer of a UNet, without latents or timesteps of its own"),
+    ("TransformerTemporalModel", "a layer of a UNet, without latents or timesteps of its own"),
 )
-"""Classes that stock Dynamo (torch 2.13) does not capture whole, each with the reason."""
+"""Classes that have no case, each with the reason."""
 
 
 def case(name: str) -> Case:
     """Return the case of that name; `KeyError` if there is none."""
-    return {case.name: case for case in CASES}[name]
+    return {case.name: case for case in EVERY}[name]
 
 
 def build(case: Case, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -49,6 +61,8 @@ def build(case: Case, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.M
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
                 fan_in = parameter.shape[1] if parameter.ndim == 3 else parameter[0].numel()
+                if case.unscaled and name.startswith(f"{case.unscaled}."):
+                    fan_in = 1
                 parameter.copy_(noise * fan_in**-0.5)
             elif name.endswith("bias"):
                 parameter.copy_(noise * 0.1)

@@ -35,6 +35,8 @@ class Case:
     """The keyword argument that holds the noisy latent."""
     timestep: str = "timestep"
     """The keyword argument that holds the timestep."""
+    unscaled: str = ""
+    """Path of a module whose layers divide weights by the root of their input's size themselves."""
 
 
 class Draw:
@@ -117,6 +119,7 @@ def make(
     return_dict: bool = True,
     latent: str = "hidden_states",
     timestep: str = "timestep",
+    unscaled: str = "",
 ) -> Case:
     """Describe a case; the class is imported from diffusers only when the case is built.
 
@@ -140,4 +143,5 @@ def make(
         family=family,
         latent=latent,
         timestep=timestep,
+        unscaled=unscaled,
     )

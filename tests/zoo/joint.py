@@ -240,6 +240,28 @@ CASES: tuple[Case, ...] = (
         },
     ),
     make(
+        "joyimage_edit_plus",
+        "JoyImageEditPlusTransformer3DModel",
+        "double stream of several images, patches of all in one row",
+        {"double_blocks": 3},
+        {
+            "patch_size": [1, 2, 2],
+            "in_channels": 4,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "text_dim": 24,
+            "num_layers": 3,
+            "rope_dim_list": [4, 4, 8],
+        },
+        lambda d: {
+            "hidden_states": d.randn(d.b, 2 * d.patches, 4, 1, 2, 2),
+            "timestep": d.step(),
+            "encoder_hidden_states": d.text(24),
+            "encoder_hidden_states_mask": d.mask(),
+            "shape_list": [[(1, d.h // 2, d.w // 2)] * 2] * d.b,
+        },
+    ),
+    make(
         "nucleus_moe",
         "NucleusMoEImageTransformer2DModel",
         "experts choose tokens",

@@ -18,6 +18,19 @@ WAN: dict[str, Any] = {
     "ffn_dim": 64,
     "rope_max_seq_len": 32,
 }
+LTX2: dict[str, Any] = {
+    **HEADS,
+    "in_channels": 8,
+    "out_channels": 8,
+    "cross_attention_dim": 32,
+    "audio_in_channels": 8,
+    "audio_out_channels": 8,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16,
+    "num_layers": 3,
+    "caption_channels": 24,
+}
 REFINER = "context_embedder.token_refiner.refiner_blocks"
 
 
@@ -85,6 +98,72 @@ def _helios(d: Draw) -> Inputs:
     }
 
 
+def _any_flow_far(d: Draw) -> Inputs:
+    """Two chunks, the latter of one frame."""
+    frames = d.f + 1
+    times = d.step()[:, None].repeat(1, frames)
+    return {
+        "hidden_states": d.randn(d.b, frames, 4, d.h, d.w),
+        "timestep": times,
+        "r_timestep": times * 0.5,
+        "encoder_hidden_states": d.text(24),
+        "chunk_partition": [d.f, 1],
+    }
+
+
+def _framepack(d: Draw) -> Inputs:
+    """One sample: the class does not take more where texts differ in length."""
+    d.b = 1
+
+    def history(frames: int, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return d.randn(1, 4, frames, d.h, d.w), torch.arange(frames) + first
+
+    clean, near, far = history(2, 0), history(2, 2), history(4, 4)
+    return _wan(d) | {
+        "encoder_attention_mask": d.mask(),
+        "pooled_projections": d.pooled(16),
+        "guidance": d.sigma() * 6000,
+        "image_embeds": d.tokens(d.n + 2, 20),
+        "indices_latents": torch.arange(d.f) + 8,
+        "latents_clean": clean[0],
+        "indices_latents_clean": clean[1],
+        "latents_history_2x": near[0],
+        "indices_latents_history_2x": near[1],
+        "latents_history_4x": far[0],
+        "indices_latents_history_4x": far[1],
+    }
+
+
+def _wan_animate(d: Draw) -> Inputs:
+    return _wan(d) | {
+        "hidden_states": d.randn(d.b, 12, d.f + 1, d.h, d.w),
+        "encoder_hidden_states_image": d.tokens(d.n + 2, 20),
+        "pose_hidden_states": d.video(4),
+        "face_pixel_values": d.randn(d.b, 3, 4 * d.f - 3, 16, 16),
+    }
+
+
+def _sana_wm(d: Draw) -> Inputs:
+    return {
+        "hidden_states": d.video(4),
+        "timestep": d.step()[:, None, None].repeat(1, 1, d.f),
+        "encoder_hidden_states": d.randn(d.b, 1, d.n, 24),
+        "encoder_attention_mask": d.mask(),
+        "camera_conditions": d.randn(d.b, d.f, 20),
+    }
+
+
+def _sana_wm_refiner(d: Draw) -> Inputs:
+    count = d.f * d.patches
+    return {
+        "hidden_states": d.tokens(count, 8),
+        "encoder_hidden_states": d.text(24),
+        "timestep": d.step()[:, None].repeat(1, count),
+        "video_rotary_emb": tuple(table.expand(d.b, -1, -1) for table in d.rope(count, 32)),
+        "encoder_attention_mask": d.mask(),
+    }
+
+
 def _kandinsky(d: Draw, channels: int) -> Inputs:
     return {
         "hidden_states": d.randn(d.b, d.f, d.h, d.w, channels),
@@ -146,6 +225,14 @@ CASES: tuple[Case, ...] = (
             "r_timestep": d.step()[:, None].repeat(1, d.f),
             "encoder_hidden_states": d.text(24),
         },
+    ),
+    make(
+        "any_flow_far",
+        "AnyFlowFARTransformer3DModel",
+        "causal chunks by flex attention, earlier ones compressed",
+        {"blocks": 3},
+        {**WAN, "num_layers": 3, "full_chunk_limit": 2},
+        _any_flow_far,
     ),
     make(
         "helios",
@@ -309,19 +396,7 @@ CASES: tuple[Case, ...] = (
         "LTX2VideoTransformer3DModel",
         "video and audio streams with cross-attention both ways",
         {"transformer_blocks": 3},
-        {
-            **HEADS,
-            "in_channels": 8,
-            "out_channels": 8,
-            "cross_attention_dim": 32,
-            "audio_in_channels": 8,
-            "audio_out_channels": 8,
-            "audio_num_attention_heads": 2,
-            "audio_attention_head_dim": 8,
-            "audio_cross_attention_dim": 16,
-            "num_layers": 3,
-            "caption_channels": 24,
-        },
+        LTX2,
         _ltx2,
     ),
     make(
@@ -346,6 +421,26 @@ CASES: tuple[Case, ...] = (
                 "guidance": d.sigma() * 6000,
             }
         ),
+    ),
+    make(
+        "framepack",
+        "HunyuanVideoFramepackTransformer3DModel",
+        "history at three scales, text cut to its length",
+        {REFINER: 2, "transformer_blocks": 2, "single_transformer_blocks": 3},
+        {
+            **HEADS,
+            **IN_OUT,
+            "num_layers": 2,
+            "num_single_layers": 3,
+            "num_refiner_layers": 2,
+            "text_embed_dim": 24,
+            "pooled_projection_dim": 16,
+            "rope_axes_dim": (4, 4, 8),
+            "has_image_proj": True,
+            "image_proj_dim": 20,
+            "has_clean_x_embedder": True,
+        },
+        _framepack,
     ),
     make(
         "motif_video",
@@ -440,5 +535,75 @@ CASES: tuple[Case, ...] = (
             "out_audio_dim": 6,
         },
         lambda d: _kandinsky(d, 9) | {"audio_hidden_states": d.tokens(d.n + 6, 6)},
+    ),
+    make(
+        "wan_animate",
+        "WanAnimateTransformer3DModel",
+        "motion of a face injected by cross-attention",
+        {"blocks": 4},
+        {
+            **WAN,
+            "in_channels": 12,
+            "latent_channels": 4,
+            "num_layers": 4,
+            "image_dim": 20,
+            "added_kv_proj_dim": 32,
+            "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8},
+            "motion_encoder_size": 16,
+            "motion_style_dim": 8,
+            "motion_dim": 4,
+            "motion_encoder_dim": 8,
+            "face_encoder_hidden_dim": 16,
+            "face_encoder_num_heads": 2,
+            "inject_face_latents_blocks": 2,
+        },
+        _wan_animate,
+        unscaled="motion_encoder",
+    ),
+    make(
+        "kandinsky6_sr",
+        "Kandinsky6SRTransformer3DModel",
+        "blocks of tokens chosen by content, flex attention",
+        {"visual_transformer_blocks": 3},
+        {
+            "in_visual_dim": 4,
+            "out_visual_dim": 4,
+            "time_dim": 32,
+            "model_dim": 32,
+            "ff_dim": 64,
+            "num_visual_blocks": 3,
+            "axes_dims": (4, 4, 8),
+            "nabla_window": (3, 3, 3),
+        },
+        lambda d: {
+            "hidden_states": d.randn(d.b, d.f, 16, 16 + 8 * d.variant, 9),
+            "timestep": d.step(),
+        },
+    ),
+    make(
+        "sana_wm",
+        "SanaWMTransformer3DModel",
+        "linear attention over time, softmax in every other block, cameras",
+        {"blocks": 4},
+        {
+            "in_channels": 4,
+            "num_layers": 4,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "linear_head_dim": 16,
+            "caption_channels": 24,
+            "softmax_every_n": 2,
+            "chunk_plucker_channels": 6,
+            "chunk_plucker_post_attn_blocks": 4,
+        },
+        _sana_wm,
+    ),
+    make(
+        "sana_wm_refiner",
+        "SanaWMLTX2RefinerTransformer3DModel",
+        "refines one block of a longer video",
+        {"transformer_blocks": 3},
+        LTX2,
+        _sana_wm_refiner,
     ),
 )
