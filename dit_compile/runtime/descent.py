@@ -64,6 +64,8 @@ class Point:
         if not moved.any():
             return True
         wanted = latent[moved]
+        if not np.isfinite(wanted).all():
+            return False
         allowed = _TOLERANCE * _length(wanted)
         if _length(wanted - self.latent[moved]) <= allowed:
             return True
@@ -81,9 +83,9 @@ def _off(wanted: Row, vectors: Sequence[Row]) -> float:
     if not vectors:
         return float("inf")
     span = np.stack(vectors)
-    span = span / np.maximum(np.linalg.norm(span, axis=1, keepdims=True), 1e-30)
     if not np.isfinite(span).all():
         return float("inf")
+    span = span / np.maximum(np.linalg.norm(span, axis=1, keepdims=True), 1e-30)
     numbers, *_ = np.linalg.lstsq(span @ span.T, span @ wanted, rcond=1e-12)
     return _length(wanted - numbers @ span)
 

@@ -148,8 +148,8 @@ def _some(region: tuple[int, ...], most: int) -> tuple[Row, ...]:
     size = int(np.prod(region))
     if size <= most:
         return np.unravel_index(np.arange(size), region)
-    chosen = np.unique(np.random.default_rng(0).integers(size, size=most))
-    return np.unravel_index(chosen, region)
+    chosen = np.random.default_rng(0).choice(size, most, replace=False, shuffle=False)
+    return np.unravel_index(np.sort(chosen), region)
 
 
 def _rows(batch: int) -> Row:

@@ -130,7 +130,11 @@ class Timetable:
                 found[reading] = rounded, min(steps, key=lambda step: _order(step, current))
         if not found:
             return None
-        _, best = min(found.values(), key=lambda known: (known[0], _order(known[1], current)))
+        # an input that stands still may have a stated value by chance: those that move come first
+        _, best = min(
+            found.values(),
+            key=lambda known: (known[0], known[1] == current, *_order(known[1], current)),
+        )
         self._readings = [reading for reading, (_, step) in found.items() if step == best]
         return best
 
