@@ -131,9 +131,8 @@ class Timetable:
         if not found:
             return None
         # an input that stands still may have a stated value by chance: those that move come first
-        _, best = min(
-            found.values(),
-            key=lambda known: (known[0], known[1] == current, *_order(known[1], current)),
+        *_, best = min(
+            (rounded, step == current, *_order(step, current)) for rounded, step in found.values()
         )
         self._readings = [reading for reading, (_, step) in found.items() if step == best]
         return best

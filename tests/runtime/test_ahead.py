@@ -60,6 +60,26 @@ def test_stated_timesteps_are_embedded_at_once(model: Toy, fast: Any, runs: Coun
     assert runs["rows"] == len(TIMES) - 1
 
 
+def test_beside_a_scalar_that_may_be_the_timestep(
+    model: Toy, fast: Any, runs: Counter[str]
+) -> None:
+    """FLUX.1-dev's guidance: stated timesteps say which of the two moves, from the first on."""
+    calls = [call | {"g": torch.full((1,), 3500.0)} for call in Loop(label(1))]
+    for generation in (1, 2):
+        with ditc.session(fast, timesteps=TIMES):
+            assert_same(run(fast, calls), run(model, calls))
+        assert runs["rows"] == generation * (len(TIMES) - 1)
+
+
+def test_zero_has_two_rows(model: Toy, fast: Any, runs: Counter[str]) -> None:
+    """Operators tell -0.0 from 0.0, as 1 / t does."""
+    calls = list(Loop(label(1), times=(1.0, 0.0)))
+    run(fast, calls)
+    before = runs["table"]
+    run(fast, [calls[1] | {"t": torch.full((1,), -0.0)}])
+    assert runs["table"] == before + 1
+
+
 @pytest.mark.parametrize(("divisor", "computed_alone"), [(1000, 1), (3.7, len(TIMES))])
 def test_stated_timesteps_may_be_on_another_scale(
     model: Toy, fast: Any, runs: Counter[str], divisor: float, computed_alone: int
