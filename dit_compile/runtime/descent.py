@@ -7,8 +7,10 @@ another generation, or one with fresh noise in it, lies outside what they span.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ _TOLERANCE = 0.02
 _DEPTH = 4
 #: Elements for each vector of a span: with fewer, any latent would seem to lie in it.
 _EACH = 4
+#: What is left of a vector that others span already, as a share of its length.
+_DEPENDENT = 1e-6
 
 
 @dataclass(eq=False)
@@ -61,34 +65,42 @@ class Point:
         if latent.shape != self.latent.shape:
             return False
         moved = latent != self.latent  # what is clamped follows by itself
+        if moved.all():
+            return _spans(self._vectors(), latent)
         if not moved.any():
             return True
-        wanted = latent[moved]
-        if not np.isfinite(wanted).all():
-            return False
-        allowed = _TOLERANCE * _length(wanted)
-        if _length(wanted - self.latent[moved]) <= allowed:
+        return _spans((vector[moved] for vector in self._vectors()), latent[moved])
+
+    def _vectors(self) -> Iterator[Row]:
+        for point in self.lineage():
+            yield point.latent
+            yield from point.results
+
+
+def _spans(vectors: Iterable[Row], wanted: Row) -> bool:
+    """Whether the first of some vectors, as few as will do, have ``wanted`` in their span, nearly.
+
+    Most samplers need two or three, so that more are hardly ever looked at.
+    """
+    rest, length = wanted, _length(wanted)
+    if not 0 < length < math.inf:
+        return False
+    basis: list[Row] = []
+    for vector in islice(vectors, wanted.size // _EACH):
+        size = _length(vector)
+        if not 0 < size < math.inf:
+            continue
+        for known in basis:
+            vector = vector - (known @ vector) * known
+        new = _length(vector)
+        if new <= _DEPENDENT * size:
+            continue
+        basis.append(vector / new)
+        rest = rest - (basis[-1] @ rest) * basis[-1]
+        if _length(rest) <= _TOLERANCE * length:
             return True
-        vectors = [
-            vector[moved] for point in self.lineage() for vector in (point.latent, *point.results)
-        ][: wanted.size // _EACH]
-        near = len(self.results) + 1  # most samplers need no more
-        return allowed > 0 and any(
-            _off(wanted, span) <= allowed for span in (vectors[:near], vectors)
-        )
-
-
-def _off(wanted: Row, vectors: Sequence[Row]) -> float:
-    """The distance of a vector from the span of others."""
-    if not vectors:
-        return float("inf")
-    span = np.stack(vectors)
-    if not np.isfinite(span).all():
-        return float("inf")
-    span = span / np.maximum(np.linalg.norm(span, axis=1, keepdims=True), 1e-30)
-    numbers, *_ = np.linalg.lstsq(span @ span.T, span @ wanted, rcond=1e-12)
-    return _length(wanted - numbers @ span)
+    return False
 
 
 def _length(vector: Row) -> float:
-    return float(np.linalg.norm(vector))
+    return math.sqrt(vector @ vector)

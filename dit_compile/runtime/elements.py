@@ -81,28 +81,33 @@ class Elements:
     def latents(self, values: Mapping[str, Any]) -> list[Row]:
         """One row for each sample of each latent that is read."""
         rows: list[Row] = []
-        for name, denoised in self._denoised.items():
-            shape = tuple(values[name].shape)
-            rows.extend(self._take(values[name], self._places(shape, _region(denoised, shape))))
+        for name in self._denoised:
+            rows.extend(self._take(values[name], self._places(name, values[name].shape)))
         return rows
 
     def results(self, values: Mapping[str, Any], results: Sequence[Any]) -> list[Row | None]:
         """For each row of the latents, the same elements of its result, if there is one."""
         rows: list[Row | None] = []
         for name, denoised in self._denoised.items():
-            shape = tuple(values[name].shape)
-            region = _region(denoised, shape)
+            shape = values[name].shape
             result = results[denoised.result] if denoised.result is not None else None
-            if result is None or not _holds(tuple(result.shape), region):
-                rows.extend([None] * len(self._places(shape, region)))
-                continue
-            rows.extend(self._take(result, self._places(tuple(result.shape), region)))
+            places = self._places(name, shape, result.shape) if result is not None else None
+            if places is None:
+                rows.extend([None] * len(self._places(name, shape)))
+            else:
+                rows.extend(self._take(result, places))
         return rows
 
-    def _places(self, shape: tuple[int, ...], region: tuple[int, ...]) -> Any:
-        key = (shape, region)
+    def _places(self, name: str, latent: Sequence[int], shape: Sequence[int] | None = None) -> Any:
+        """Places in a latent, or in its result of this ``shape``; ``None`` if that is too small."""
+        key = (name, latent, shape)
         if key not in self._known:
-            self._known[key] = self._places_of(_places(shape, region))
+            common = self._denoised[name].region
+            sizes = zip(latent, common, strict=True)
+            region = tuple(size if most is None else min(size, most) for size, most in sizes)
+            shape = tuple(latent if shape is None else shape)
+            found = _places(shape, region) if _holds(shape, region) else None
+            self._known[key] = found if found is None else self._places_of(found)
         return self._known[key]
 
 
@@ -117,13 +122,6 @@ def _common(size: object, other: object) -> int | None:
     if isinstance(size, int) and isinstance(other, int) and size != other:
         return min(size, other)
     return None
-
-
-def _region(denoised: Denoised, shape: tuple[int, ...]) -> tuple[int, ...]:
-    common = denoised.region
-    return tuple(
-        size if most is None else min(size, most) for size, most in zip(shape, common, strict=True)
-    )
 
 
 def _holds(shape: tuple[int, ...], region: tuple[int, ...]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from dit_compile.runtime.descent import Row
@@ -20,6 +21,7 @@ def _take(tensor: Any, places: torch.Tensor) -> Row:
     tensor = tensor.detach()
     if tensor.is_complex():
         tensor = tensor.real
-    taken = torch.take(tensor, places.to(tensor.device))
-    rows: Row = taken.cpu().to(torch.float64).numpy()
-    return rows
+    taken = torch.take(tensor, places.to(tensor.device)).cpu()
+    if taken.dtype is torch.bfloat16:  # numpy has none
+        taken = taken.float()
+    return taken.numpy().astype(np.float64)
