@@ -72,7 +72,7 @@ def test_every_variant_is_the_full_step(family: str, method: str) -> None:
 @pytest.mark.parametrize("method", OPTIONS)
 def test_each_number_of_sites_is_a_sound_program(method: str) -> None:
     """What bisection asks for: no state without its write, no variant without what it reads."""
-    program, values = captured("dit")
+    program, values = captured("dit", 1)
     named = dict(zip([n.name for n in placeholders(program.main)], values, strict=True))
     pipeline = Pipeline.parse(f"insert-block-cache{{method={method.strip()}{OPTIONS[method]}}}")
     (whole,) = pipeline.run(exact("dit").copy()).records
