@@ -61,11 +61,12 @@ def _hints_of(size: torch.SymInt) -> dict[sympy.Symbol, int]:
 
 
 def _captured(environment: ShapeEnv) -> Mapping[sympy.Symbol, Any]:
-    new = hasattr(environment, "backed_var_to_val")  # torch 2.11 has the old name alone
-    values: Mapping[sympy.Symbol, Any] = (
-        environment.backed_var_to_val if new else environment.var_to_val  # type: ignore[attr-defined]
-    )
-    return values
+    found: Mapping[sympy.Symbol, Any]
+    if hasattr(environment, "backed_var_to_val"):
+        found = environment.backed_var_to_val
+    else:  # torch 2.11 has the old name alone
+        found = environment.var_to_val
+    return found
 
 
 def _at_most(environment: ShapeEnv) -> dict[sympy.Symbol, int]:
