@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -54,6 +55,21 @@ def in_a_circle(x: Tensor, mask: Tensor) -> Tensor:
     torch._check(count <= other)
     torch._check(other <= count)
     return x.new_ones(count)
+
+
+def cut_over_and_over(x: Tensor, mask: Tensor) -> Tensor:
+    for _ in range(8):
+        joined = torch.cat([x, x[: mask.sum().item()]])
+        x = joined[:, :4][: mask.argmax().item() + 2] + joined[: -x.shape[0]].mean()
+    return x
+
+
+def test_many_sizes_that_bound_each_other_take_no_time() -> None:
+    mask = torch.tensor([1, 1, 1, 1, 1, 0])
+    program, _ = from_dynamo(cut_over_and_over, randn(6, 4), mask, dynamic=True)
+    begun = time.perf_counter()
+    assert max(symbol_hints(program.main).values()) < 2**20
+    assert time.perf_counter() - begun < 5
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
