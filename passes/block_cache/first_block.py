@@ -38,6 +38,9 @@ class FirstBlock(Forecasting):
         max_cached_steps: steps of a generation that may reuse; -1 for no limit.
         max_continuous_cached_steps: steps in a row that may reuse; -1 for no limit.
         measure: ``residual`` or ``embedding``.
+        decide: by the ``mean`` change over the whole batch, as published, so that what becomes of a
+            sample depends on its neighbours; or by the ``max`` of its samples' changes, each
+            measured by itself, so that a step is reused only where every sample would reuse it.
         rescale: coefficients of TeaCache's polynomial, the highest power first.
         order, basis, axis, known_from, ramp: as in :class:`Forecasting`; the residual is forecast.
     """
@@ -51,6 +54,7 @@ class FirstBlock(Forecasting):
     max_continuous_cached_steps: int = -1
     measure: str = "residual"
     rescale: tuple[float, ...] = (1.0, 0.0)
+    decide: str = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +62,7 @@ class FirstBlock(Forecasting):
         self.at_least("front", 1)
         self.at_least("back", 0)
         self.one_of("measure", ("residual", "embedding"))
+        self.one_of("decide", ("mean", "max"))
 
     @property
     def dynamic(self) -> bool:
@@ -95,10 +100,13 @@ class FirstBlock(Forecasting):
         from dit_compile.passes.block_cache.probe import Probe
         from dit_compile.passes.block_cache.sites import Kept
 
+        apart = self.decide == "max"
         if self.measure == "embedding":
-            return Probe(Kept(found.first_product()), found.blocks[0].streams_in, always=True)
+            measured, streams = Kept(found.first_product()), found.blocks[0].streams_in
+            rescale = self.rescale if apart else (1.0, 0.0)
+            return Probe(measured, streams, always=True, apart=apart, rescale=rescale)
         kept = found.span(0, self.front, "probe").kept
-        return Probe(found.largest(kept), tuple(each.value for each in kept))
+        return Probe(found.largest(kept), tuple(each.value for each in kept), apart=apart)
 
     def computes(self, group: str, step: Step, past: Sequence[Done]) -> bool:
         """Whether the change passes the threshold, or a limit is reached."""
@@ -128,7 +136,7 @@ class FirstBlock(Forecasting):
         return 2 * (computed[-1] - computed[0]) - 1 if len(computed) == 2 else 0
 
     def _rescaled(self, change: float) -> float:
-        if self.measure == "residual":
+        if self.measure == "residual" or self.decide == "max":  # then each sample's was, before
             return change
         value = 0.0
         for factor in self.rescale:

@@ -30,6 +30,7 @@ from dit_compile.ir.program import (
 )
 from dit_compile.ir.purity import is_random
 from dit_compile.passes.block_cache.insertion import State, drop_dead, read_sizes
+from dit_compile.passes.block_cache.places import Make, Places, places_of_samples
 from dit_compile.passes.block_cache.sites import Kept
 
 PROBE, JUDGE, REST = "probe", "judge", "rest"
@@ -45,11 +46,15 @@ class Probe:
         measured: the value whose change is measured.
         streams: what the rest of the step starts from.
         always: compare with the previous step, not with the last one that computed.
+        apart: measure each sample of the batch by itself, and return the largest change.
+        rescale: the polynomial that each sample's change goes through, the highest power first.
     """
 
     measured: Kept
     streams: tuple[fx.Node, ...]
     always: bool = False
+    apart: bool = False
+    rescale: tuple[float, ...] = (1.0, 0.0)
 
 
 def split(program: Program, probe: Probe, measured: State) -> dict[str, str]:
@@ -64,20 +69,22 @@ def split(program: Program, probe: Probe, measured: State) -> dict[str, str]:
         For each node of the main graph that the rest reads from the probe, its input there.
 
     Raises:
-        PassError: the model draws random numbers, which the two parts would draw twice.
+        PassError: the model draws random numbers, which the two parts would draw twice; or samples
+            are to be measured apart and are not known to stay so.
     """
     random = next(filter(is_random, program.main.nodes), None)
     if random is not None:
         raise PassError(
             f"%{random.name} draws random numbers, so a step cannot be split; use a static method"
         )
+    places = places_of_samples(program, measured.stored) if probe.apart else None
     first = _ancestors((measured.stored, *probe.streams))
     carried = {node.name: _carry(program, node) for node in _crossing(program.main, first)}
     shown = _carry(program, measured.stored)
     carried[measured.stored.name] = shown
     _add_probe(program, carried)
     _add_rest(program, carried)
-    _add_judge(program, measured, shown)
+    _add_judge(program, measured, shown, places, probe.rescale)
     return carried
 
 
@@ -143,8 +150,17 @@ def _add_rest(program: Program, carried: dict[str, str]) -> None:
     program.outputs[REST] = program.outputs[MAIN]
 
 
-def _add_judge(program: Program, measured: State, shown: str) -> None:
-    """The mean absolute change of a value, relative to the mean absolute value before it."""
+def _add_judge(
+    program: Program,
+    measured: State,
+    shown: str,
+    places: Places | None,
+    rescale: Sequence[float],
+) -> None:
+    """The mean absolute change of a value, relative to the mean absolute value before it, rescaled.
+
+    With ``places`` that of each sample by itself, and the largest of them.
+    """
     graph = fx.Graph()
 
     def call(target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
@@ -153,6 +169,10 @@ def _add_judge(program: Program, measured: State, shown: str) -> None:
         node.meta["val"] = evaluate(node, program.fake_mode)
         return node
 
+    def mean(value: fx.Node) -> fx.Node:
+        size = call(aten.abs.default, value)
+        return call(aten.mean.default, size) if places is None else places.mean(size, call)
+
     wide = []
     for name in (shown, measured.names[0]):
         node = graph.placeholder(name)
@@ -160,9 +180,21 @@ def _add_judge(program: Program, measured: State, shown: str) -> None:
         node.meta["origin"] = Origin(program.inputs[name].path, origin_of(measured.stored).source)
         wide.append(node)
     now, before = (call(aten._to_copy.default, node, dtype=torch.float32) for node in wide)
-    change = call(aten.mean.default, call(aten.abs.default, call(aten.sub.Tensor, now, before)))
-    size = call(aten.mean.default, call(aten.abs.default, before))
-    graph.output((call(aten.div.Tensor, change, size),))
+    change = call(aten.div.Tensor, mean(call(aten.sub.Tensor, now, before)), mean(before))
+    change = _rescaled(change, rescale, call)
+    if places is not None:
+        change = call(aten.amax.default, change, [0])
+    graph.output((change,))
     read_sizes(program, graph)
     program.graphs[JUDGE] = fx.GraphModule({}, graph)
     program.outputs[JUDGE] = (Output(OutputKind.MEASURE),)
+
+
+def _rescaled(change: fx.Node, rescale: Sequence[float], call: Make) -> fx.Node:
+    """The absolute value of a polynomial, by Horner's rule."""
+    if tuple(rescale) == (1.0, 0.0):
+        return change
+    value = call(aten.mul.Tensor, change, 0.0)  # keeps what is no number
+    for factor in rescale:
+        value = call(aten.add.Tensor, call(aten.mul.Tensor, value, change), factor)
+    return call(aten.abs.default, value)

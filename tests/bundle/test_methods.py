@@ -44,6 +44,13 @@ def test_results_and_decisions(toy: Toy, tmp_path: Path, method: str, form: str)
     check(toy, tmp_path, method, form, list(Loop(label(2))))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("measure", ["residual", "embedding,rescale=[0.5,0.1]"])
+def test_samples_that_decide_together(toy: Toy, tmp_path: Path, form: str, measure: str) -> None:
+    method = f"method=first-block,decide=max,residual-diff-threshold=2,measure={measure}"
+    check(toy, tmp_path, method, form, list(Loop(label(2, batch=2))))
+
+
 #: A direction goes on as it changed.
 LINEAR = f"method=linear-guidance,weights={[1.5, -0.5] * len(TIMES)}".replace(" ", "")
 

@@ -20,7 +20,18 @@ from torch import Tensor
 import dit_compile as ditc
 from dit_compile.errors import DitcWarning
 from dit_compile.runtime.lanes import current_lane, follow_cache_context
-from tests.runtime.loops import TIMES, Loop, Toy, alone, assert_same, compiled, every, label, run
+from tests.runtime.loops import (
+    TIMES,
+    Inputs,
+    Loop,
+    Toy,
+    alone,
+    assert_same,
+    compiled,
+    every,
+    label,
+    run,
+)
 
 ALTERNATE = every(2, len(TIMES))
 METHODS = (
@@ -30,6 +41,7 @@ METHODS = (
     "method=pyramid,mlp=2,window-start=900",
     "method=first-block,residual-diff-threshold=3.0,max-continuous-cached-steps=2",
     "method=first-block,measure=embedding,residual-diff-threshold=4.0,order=1",
+    "method=first-block,decide=max,residual-diff-threshold=3.0,max-continuous-cached-steps=2",
     "method=magnitude,retention=0,ratios=[1,0.99,0.99,0.99,0.98,0.98,0.98,0.97]",
     'method=mask,mask="attn:10110101 mlp:11010101"',
 )
@@ -237,6 +249,59 @@ def test_a_policy_that_decides_something_says_nothing() -> None:
         warnings.simplefilter("error", DitcWarning)
         run(fast, Loop(label(1), times=times))
     assert 1 < session.summary()["computed"] < 20
+
+
+#: So near to each other that the timestep alone changes next to nothing.
+SLOW = [1.0 - 0.001 * step for step in range(8)]
+
+
+def decisions(fast: Any, calls: list[Inputs]) -> tuple[list[Tensor], int]:
+    """The results of one generation, and how many steps were computed."""
+    with ditc.session(fast, timesteps=SLOW) as session:
+        return run(fast, calls), session.summary()["computed"]
+
+
+def still_and_moving() -> list[Inputs]:
+    """The latent of the first sample never changes, that of the second one does at every step."""
+    calls = list(Loop(label(1, batch=2), times=SLOW))
+    for call in calls:
+        call["x"][0] = calls[0]["x"][0]
+    return calls
+
+
+class TestWhoDecidesForABatch:
+    THRESHOLD = "method=first-block,residual-diff-threshold=0.52"
+
+    def test_by_the_mean_a_still_sample_lets_a_moving_one_be_reused(self) -> None:
+        """What becomes of a sample depends on its neighbour: why there is ``decide=max``."""
+        calls = still_and_moving()
+        moving = [{name: value[1:] for name, value in call.items()} for call in calls]
+        _, by_itself = decisions(cached(self.THRESHOLD), moving)
+        _, by_mean = decisions(cached(self.THRESHOLD), calls)
+        _, by_max = decisions(cached(f"{self.THRESHOLD},decide=max"), calls)
+        assert by_mean < by_itself == by_max == len(SLOW)
+
+    def test_a_step_is_reused_where_every_sample_would_reuse_it(self) -> None:
+        still = still_and_moving()
+        for call in still:
+            call["x"] = still[0]["x"]
+        _, computed = decisions(cached(f"{self.THRESHOLD},decide=max"), still)
+        assert computed == 1
+
+    def test_the_halves_of_guidance_are_samples_like_others(self) -> None:
+        """As a doubled batch they decide together, as two calls each for itself."""
+        calls = still_and_moving()
+        doubled = cached(f"{self.THRESHOLD},decide=max")
+        _, computed = decisions(doubled, calls)
+        assert computed == len(SLOW)
+        halves = [
+            {name: value[half : half + 1] for name, value in call.items()}
+            | {"y": label(half, batch=1)}
+            for call in calls
+            for half in (0, 1)
+        ]
+        _, computed = decisions(cached(f"{self.THRESHOLD},decide=max"), halves)
+        assert computed == 1 + len(SLOW)
 
 
 @pytest.mark.parametrize(

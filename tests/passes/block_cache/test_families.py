@@ -29,6 +29,8 @@ OPTIONS = {
     "pyramid": ",mlp=2",
     "first-block": ",residual-diff-threshold=0.5",
     "first-block ": ",measure=embedding,order=1",
+    "first-block  ": ",decide=max",
+    "first-block   ": ",measure=embedding,decide=max,rescale=[1.0,0.5,0.1]",
     "magnitude": ",ratios=[1,1,1,1],retention=0",
     "mask": ',mask="attn:1010 mlp:1100"',
 }

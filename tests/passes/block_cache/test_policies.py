@@ -220,6 +220,11 @@ class TestPosition:
         ("method=taylor,basis=newtn", "basis is one of taylor, newton, not newtn; did you mean"),
         ("method=taylor,warmup-steps=0", "warmup-steps must be at least 1, not 0"),
         ("method=delta,boundary=1.5", "boundary must be between 0 and 1, not 1.5"),
+        (
+            "method=first-block,decide=mox",
+            "decide is one of mean, max, not mox; did you",
+        ),
+        ("method=interval,decide=max", "has no option 'decide'"),
         ("method=first-block,front=0", "front must be at least 1, not 0"),
         ("method=pyramid,cross=0", "cross must be at least 1, not 0"),
         ("method=magnitude,retention=-1", "retention must be between 0 and 1, not -1"),
