@@ -25,7 +25,7 @@ test-slow: $(READY)
 
 # What takes longer than CI may: about 45 minutes on two cores. Run it before a release.
 test-full: $(READY)
-	$(BIN)/python -m pytest -n auto -m full
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m full
 
 lint: $(READY)
 	$(BIN)/ruff check .

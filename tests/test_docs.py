@@ -164,7 +164,7 @@ def run(name: str, names: dict[str, Any]) -> None:
         exec(compile(lines, str(PAGES[name]), "exec"), names)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in RUN if python(PAGES[name])])
 @pytest.mark.filterwarnings("ignore:ditc. inside ditc.disabled")
 @pytest.mark.filterwarnings("error::dit_compile.errors.DitcWarning")

@@ -25,7 +25,9 @@ OTHERS = tuple(case.name for case in zoo.CASES if case.name not in FAMILIES)
 
 
 def each(names: Iterable[str], *, quick: Collection[str] = ()) -> list[ParameterSet]:
-    """Parameters of a test that runs on many classes, slowly but for the ``quick`` ones.
+    """Parameters of a test that runs on many classes: of the slow tests, unless they are ``quick``.
+
+    Those that are in none of the :data:`FAMILIES` are of the full stage, outside CI.
 
     A capture takes ten times as long as what a test does with it, so one worker runs all tests of a
     class, in whatever file they are, and :func:`captured` captures it there once.
@@ -33,7 +35,13 @@ def each(names: Iterable[str], *, quick: Collection[str] = ()) -> list[Parameter
     return [
         pytest.param(name)
         if name in quick
-        else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.xdist_group(name)])
+        else pytest.param(
+            name,
+            marks=[
+                pytest.mark.slow if name in FAMILIES else pytest.mark.full,
+                pytest.mark.xdist_group(name),
+            ],
+        )
         for name in names
     ]
 

@@ -18,7 +18,15 @@ from dit_compile.ir.program import MAIN, placeholders
 from dit_compile.passes.lower import pack_keys, pack_weights, select_attention
 from dit_compile.pipeline.pipeline import Pipeline
 from tests import zoo
+from tests.analysis.structures import FAMILIES
 from tests.passes.irtest import capture, ops, randn, weights
+
+
+#: Two unlike families with the slow tests, the others with those outside CI.
+EACH = [
+    pytest.param(family, marks=pytest.mark.slow if family in ("dit", "sd3") else pytest.mark.full)
+    for family in FAMILIES
+]
 
 
 class Model(nn.Module):
@@ -99,8 +107,7 @@ def test_packed_weights_are_those_of_the_model(
     matches([900, 800])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["dit", "pixart", "sd3", "flux", "wan", "latte"])
+@pytest.mark.parametrize("family", EACH)
 def test_packed_keys_change_no_result(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     """Inductor gives operators the strides that they were traced with, those of views included."""
     monkeypatch.setattr(pack_keys, "measured_speedup", lambda *_: 2.0)
@@ -115,8 +122,7 @@ def test_packed_keys_change_no_result(monkeypatch: pytest.MonkeyPatch, family: s
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["dit", "pixart", "sd3", "flux", "wan", "latte"])
+@pytest.mark.parametrize("family", EACH)
 def test_own_attention_is_as_close_as_torchs(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setattr(select_attention, "has_avx512_bf16", lambda: True)
     asked = []
