@@ -1,0 +1,227 @@
+"""The truth about a call: the full answer, and what the lane's own last computed step would give."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tests.runtime.histories.model import Painter, twin
+
+#: Relative to the largest element. What must be told apart lies at least :data:`APART` from it.
+TOLERANCE = 1e-4
+APART = 20 * TOLERANCE
+
+Method = Literal["interval", "first-block", "taylor"]
+Verdict = Literal["computed", "reused", "moot"]
+Inputs = Mapping[str, Any]
+Outputs = Sequence[Tensor]
+
+
+class WrongAnswer(AssertionError):
+    """An answer that neither the full model nor the lane's own state gives."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whose call it is, and where it stands in that request.
+
+    Attributes:
+        request, lane: whose.
+        text: which prompt.
+        step: index of the noise level in the schedule.
+        again: whether the noise level was evaluated before.
+    """
+
+    request: int
+    lane: str
+    text: tuple[int, int]
+    step: int
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """The values of one computed call, with the number of its lane's call and of its weights."""
+
+    asked: Asked
+    count: int
+    weights: int
+    values: list[Tensor]
+
+
+@dataclass
+class Stream:
+    """One lane of one request with one prompt: its calls so far, those computed, and the modes."""
+
+    count: int = 0
+    made: list[Made] = field(default_factory=list)
+    #: Whether the last call reused, and whether the last one of the same order in its pair did.
+    latest: bool = False
+    reused: dict[bool, bool] = field(default_factory=dict)
+
+
+class Oracle:
+    """Follows all requests to one model.
+
+    Args:
+        method: how the model's state is reused.
+        model: the model.
+    """
+
+    def __init__(self, method: Method, model: Painter) -> None:
+        self.method = method
+        self.plain = twin(model)
+        self.weights = 0
+        self.streams: dict[tuple[int, str, tuple[int, int]], Stream] = defaultdict(Stream)
+        self._kept: list[Tensor] = []
+        self._given: Iterator[Tensor] | None = None
+        self._earlier: list[tuple[str, dict[str, Tensor]]] = []
+        self._asked: list[tuple[Asked, dict[str, Any]]] = []
+        for module in self._sites():
+            module.register_forward_hook(self._at_site)
+
+    def weights_change(self, what: str, *, seen_by_state: bool) -> None:
+        """Nothing made so far counts from here on, if the weight has a part in it."""
+        before = {name: weight.detach().clone() for name, weight in self.plain.named_parameters()}
+        self._earlier.append((what, before))
+        self.weights += seen_by_state
+
+    def stream(self, asked: Asked) -> Stream:
+        """The stream of a call."""
+        return self.streams[asked.request, asked.lane, asked.text]
+
+    @torch.no_grad()
+    def judge(self, asked: Asked, inputs: Inputs, answer: Outputs) -> Verdict:
+        """What the answer is; the stream moves on accordingly.
+
+        Raises:
+            WrongAnswer: it is nothing that it may be.
+        """
+        stream = self.stream(asked)
+        full, values = self._run(inputs)
+        reuses = [self._run(inputs, mix)[0] for mix in self.mixes(asked)]
+        moot = any(_distance(full, reuse) < APART for reuse in reuses)
+        is_full = _distance(answer, full) < TOLERANCE
+        if not is_full and not any(_distance(answer, reuse) < TOLERANCE for reuse in reuses):
+            raise WrongAnswer(self._explain(asked, inputs, answer, full))
+        self._asked.append((asked, {name: _copy(value) for name, value in inputs.items()}))
+        if is_full:
+            stream.made.append(Made(asked, stream.count, self.weights, values))
+        stream.count += 1
+        stream.latest = stream.reused[asked.again] = not is_full
+        return "moot" if moot else "computed" if is_full else "reused"
+
+    def mixes(self, asked: Asked) -> list[list[Tensor]]:
+        """What may stand in for the values of this call.
+
+        Evaluations in pairs may be two lanes or one, so both ways of counting are right.
+        """
+        stream = self.stream(asked)
+        own = [made for made in stream.made if made.asked.again == asked.again]
+        along = [(float(made.count), made) for made in stream.made]
+        across = [(float(made.asked.step), made) for made in own]
+        found = [*self._mixes(stream.count, along), *self._mixes(asked.step, across)]
+        return found
+
+    def _mixes(self, at: float, made: Sequence[tuple[float, Made]]) -> Iterator[list[Tensor]]:
+        if not made or made[-1][1].weights != self.weights:
+            return
+        (near, last) = made[-1]
+        yield last.values
+        if self.method != "taylor" or len(made) < 2 or made[-2][1].weights != self.weights:
+            return
+        (far, before) = made[-2]
+        if near != far:
+            reach = (at - near) / (near - far)
+            pairs = zip(last.values, before.values, strict=True)
+            yield [new + reach * (new - old) for new, old in pairs]
+
+    def _sites(self) -> list[nn.Module]:
+        first, second = self.plain.blocks
+        if self.method == "first-block":
+            return [second]
+        return [first.attn, first.cross, second.attn, second.cross]
+
+    def _at_site(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        base = args[0] if self.method == "first-block" else torch.zeros(())
+        if self._given is not None:
+            return base + next(self._given)
+        self._kept.append(output - base)
+        return output
+
+    def _run(self, inputs: Inputs, mix: Sequence[Tensor] | None = None) -> tuple[Outputs, Any]:
+        """The plain model's answer, with ``mix`` for its values; and the values."""
+        self._kept, self._given = [], iter(mix) if mix is not None else None
+        return self.plain(**inputs), self._kept
+
+    def _explain(self, asked: Asked, inputs: Inputs, answer: Outputs, full: Outputs) -> str:
+        guesses = [name for name, guess in self._guesses(inputs) if _same(answer, guess)]
+        found = "; or ".join(guesses) or f"nothing known ({_distance(answer, full):.2g} from full)"
+        return f"the answer to {asked} is {found}"
+
+    def _guesses(self, inputs: Inputs) -> Iterator[tuple[str, Outputs]]:
+        for stream in self.streams.values():
+            for made in stream.made:
+                yield f"with the state of {made.asked}", self._try(inputs, made.values)
+        for asked, earlier in self._asked:
+            for name in ("text", "fps", "t", "g"):
+                if name in inputs and _differ(earlier.get(name), inputs[name]):
+                    changed = {**inputs, name: earlier[name]}
+                    yield f"with the {name} of {asked}", self._try(changed)
+        for what, weights in self._earlier:
+            with _swapped(self.plain, weights):
+                yield f"with the weights before {what}", self._try(inputs)
+
+    def _try(self, inputs: Inputs, mix: Sequence[Tensor] | None = None) -> Outputs:
+        """An answer, empty if the sizes do not go together."""
+        try:
+            return self._run(inputs, mix)[0]
+        except (RuntimeError, StopIteration):
+            return ()
+
+
+@contextmanager
+def _swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    now = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    model.load_state_dict(weights)
+    yield
+    model.load_state_dict(now)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _differ(old: Any, new: Any) -> bool:
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return not torch.equal(old, new)
+    return old is not None and old != new
+
+
+def _same(a: Outputs, b: Outputs) -> bool:
+    return all(x.shape == y.shape for x, y in zip(a, b, strict=False)) and (
+        len(a) == len(b) and _distance(a, b) < TOLERANCE
+    )
+
+
+def _distance(a: Outputs, b: Outputs) -> float:
+    """The largest difference between two answers, relative to the largest element."""
+    pairs = zip(a, b, strict=True)
+    far = [float((x - y).abs().max() / (y.abs().max() + 1e-6)) for x, y in pairs]
+    return max(each if each == each else float("inf") for each in far)
+
+
+#: Whether a policy would reuse at this index, from what a lane's evaluations were so far.
+Wanted = Callable[[int, bool], bool]
+
+WANTED: dict[Method, Wanted] = {
+    "interval": lambda index, reused: index % 2 == 1,
+    "taylor": lambda index, reused: index >= 2 and index % 2 == 0,
+    "first-block": lambda index, reused: not reused,
+}

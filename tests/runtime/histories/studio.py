@@ -1,0 +1,470 @@
+"""Carries histories out: requests as they would be served, each call judged as it is made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dit_compile as ditc
+from tests.runtime.histories.history import AtOnce, History, InTurn, Request, Scene, Weights
+from tests.runtime.histories.model import LATENT, TEXT, Painter
+from tests.runtime.histories.oracle import WANTED, Asked, Method, Oracle
+from tests.runtime.histories.samplers import SAMPLERS, evaluated, schedule
+
+_MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "grad": torch.enable_grad,
+}
+_DONE = object()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model, and what ditc made of it.
+
+    Attributes:
+        fast: compiled, or a loaded bundle.
+        scalar: whether it is given a guidance scale, which has a timestep's form.
+        loaded: whether it is a bundle, of fixed sizes and weights.
+    """
+
+    method: Method
+    model: Painter
+    fast: Any
+    scalar: bool = False
+    loaded: bool = False
+
+
+@dataclass
+class Tally:
+    """Counts over histories.
+
+    Attributes:
+        verdicts: answers, by what they were.
+        wanted, reused: of requests whose calls can be placed, the calls that a policy would serve
+            by reuse if each request were alone, and those of them that were.
+        short: the requests that lacked some.
+    """
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    wanted: int = 0
+    reused: int = 0
+    short: list[tuple[History, int, int]] = field(default_factory=list)
+
+
+class Cancelled(Exception):
+    """The user closed the window."""
+
+
+def replay(painters: dict[str, Compiled], history: History, tally: Tally | None = None) -> Tally:
+    """Carry a history out, in a thread of its own so that no Session is left from another one.
+
+    Raises:
+        WrongAnswer: a call's answer is neither the full one nor its lane's own reuse.
+    """
+    tally = tally if tally is not None else Tally()
+    with _one_worker() as pool:
+        try:
+            pool.submit(Studio(painters, history, tally).carry_out).result()
+        except AssertionError as error:
+            error.args = (f"{error}\n{history}",)
+            raise
+    return tally
+
+
+class Studio:
+    """One history on its way."""
+
+    def __init__(self, painters: dict[str, Compiled], history: History, tally: Tally) -> None:
+        self.painters = painters
+        self.history = history
+        self.tally = tally
+        self.oracles = {
+            name: Oracle(painters[name].method, painters[name].model)
+            for name in sorted(history.painters())
+        }
+        self.buffers: dict[object, Any] = {}
+        self.requests = 0
+        self._undo: list[Callable[[], None]] = []
+        #: Models whose last request outside Sessions of its own ended where no one could know.
+        self._unsettled: set[str] = set()
+
+    def carry_out(self) -> None:
+        """All scenes; the weights are put back behind them."""
+        try:
+            for scene in self.history.scenes:
+                self._carry_out(scene)
+        finally:
+            for undo in reversed(self._undo):
+                undo()
+
+    def write(self, change: Weights, *, within: bool = False) -> None:
+        """Change a weight, and remember how to put it back."""
+        painter, oracle = self.painters[change.painter], self.oracles[change.painter]
+        *path, name = change.path.split(".")
+        owners = [model.get_submodule(".".join(path)) for model in (painter.model, oracle.plain)]
+        weight = getattr(owners[0], name)
+        oracle.weights_change(repr(change), seen_by_state=path[:1] not in (["note"], ["head"]))
+        content, new = weight.detach().clone(), weight.detach() * 1.5
+        if change.how == "replaced":
+            replaced = torch.nn.Parameter(new)
+            _put(owners, name, replaced)
+            self._undo.append(lambda: _put(owners, name, weight))
+            return
+        self._undo.append(lambda: _write(weight, content))
+        if change.how == "no_grad":
+            _write(weight, new)
+            return
+        weight.data.copy_(new)
+        if within:
+            ditc.invalidate(painter.model)
+
+    def _carry_out(self, scene: Scene) -> None:
+        if isinstance(scene, Weights):
+            self.write(scene)
+        elif isinstance(scene, InTurn):
+            self._in_turn(scene)
+        else:
+            getattr(self, f"_{scene.how}")(scene, [self._drawing(scene, r) for r in scene.requests])
+
+    def _in_turn(self, scene: InTurn) -> None:
+        before = self._unsettled
+        if scene.shared is not None:
+            self._unsettled = set()
+        first = scene.requests[0]
+        with self._session(first, scene.shared, {r.painter for r in scene.requests}):
+            for request in scene.requests:
+                drawing = self._drawing(scene, request)
+                with suppress(Cancelled), self._session(request):
+                    for _ in drawing.steps:
+                        pass
+        self._unsettled = before if scene.shared is not None else self._unsettled
+
+    def _turns(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
+        with ExitStack() as stack:
+            sessions = [self._session(drawing.request) for drawing in drawings]
+            for session in sessions:
+                stack.enter_context(session)
+
+            def step(index: int) -> bool:
+                with sessions[index]:
+                    return _step(drawings[index].steps)
+
+            _take_turns(scene, step)
+
+    def _nested(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
+        with ExitStack() as stack:
+            for drawing in drawings:
+                stack.enter_context(self._session(drawing.request))
+            _take_turns(scene, lambda index: _step(drawings[index].steps))
+
+    def _generators(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
+        held = [self._held(drawing) for drawing in drawings]
+        _take_turns(scene, lambda index: _step(held[index]))
+
+    def _threads(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
+        held = [self._held(drawing) for drawing in drawings]
+        with ExitStack() as stack:
+            pools = [stack.enter_context(_one_worker()) for _ in held]
+            _take_turns(scene, lambda i: pools[i].submit(_step, held[i]).result())
+
+    def _tasks(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
+        async def serve(drawing: Drawing) -> None:
+            with self._session(drawing.request):
+                while _step(drawing.steps):
+                    await asyncio.sleep(0)
+
+        self._gather([serve(drawing) for drawing in drawings])
+
+    def _workers(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
+        async def serve(drawing: Drawing) -> None:
+            with self._session(drawing.request):
+                while await asyncio.to_thread(_step, drawing.steps):
+                    pass
+
+        self._gather([serve(drawing) for drawing in drawings])
+
+    @staticmethod
+    def _gather(served: Sequence[Any]) -> None:
+        async def all_of_them() -> None:
+            with _one_worker() as pool:
+                asyncio.get_running_loop().set_default_executor(pool)
+                await asyncio.gather(*served)
+
+        asyncio.run(all_of_them())
+
+    def _held(self, drawing: Drawing) -> Iterator[None]:
+        with self._session(drawing.request):
+            yield from drawing.steps
+
+    def _session(
+        self, request: Request, kind: str | None = "", painters: set[str] | None = None
+    ) -> AbstractContextManager[Any]:
+        kind = request.session if kind == "" else kind
+        if kind is None:
+            return nullcontext()
+        model = self.painters[request.painter].fast if not painters or len(painters) == 1 else None
+        sigmas = schedule(request.steps)
+        sigmas = sigmas if kind == "whole" else sigmas[request.start :]
+        times = [float(_time(sigma)) for sigma in evaluated(request.sampler, sigmas)]
+        return ditc.session(model, timesteps=times if kind != "unstated" else None)
+
+    def _drawing(self, scene: InTurn | AtOnce, request: Request) -> Drawing:
+        own = request.session is not None
+        if isinstance(scene, InTurn):
+            alone = own or request.painter not in self._unsettled
+        else:
+            alone = own or scene.how in ("threads", "tasks")
+        certain = request.certain and alone
+        if not own and (isinstance(scene, InTurn) or scene.how in ("turns", "nested")):
+            settled = request.stop is None and alone and request.sampler != "ancestral"
+            (self._unsettled.discard if settled else self._unsettled.add)(request.painter)
+        self.requests += 1
+        return Drawing(self, request, self.requests - 1, certain)
+
+
+class Drawing:
+    """One request on its way.
+
+    Args:
+        certain: whether its calls can be placed, so that reuse may be asked for.
+    """
+
+    def __init__(self, studio: Studio, request: Request, number: int, certain: bool) -> None:
+        self.studio, self.request, self.number, self.certain = studio, request, number, certain
+        self.painter = studio.painters[request.painter]
+        self.oracle = studio.oracles[request.painter]
+        self.levels = evaluated(request.sampler, schedule(request.steps)[request.start :])
+        self.steps = self._steps()
+        self._generator = torch.Generator().manual_seed(100 + request.seed)
+        self._texts: dict[object, Tensor] = {}
+        self._last: Tensor | None = None
+        self._step = 0
+        self._wanted: Counter[str] = Counter()
+        self._reused: Counter[str] = Counter()
+
+    def _steps(self) -> Iterator[None]:
+        r = self.request
+        sigmas = schedule(r.steps)[r.start :]
+        loop = SAMPLERS[r.sampler](self._begin(sigmas[0]), sigmas, self._predict, self._noise)
+        for self._step in range(r.steps + 1):
+            if self._step == r.stop:
+                if r.raises:
+                    raise Cancelled
+                return
+            if r.weights is not None and r.weights[0] == self._step:
+                self.studio.write(r.weights[1], within=True)
+            with _MODES[self._mode()]():
+                if next(loop, _DONE) is _DONE:
+                    break
+            yield
+        self._count()
+
+    def _mode(self) -> str:
+        r = self.request
+        return r.mode if r.switch is None or self._step < r.switch else r.other_mode
+
+    def _count(self) -> None:
+        """Add to the tally what reuse there was of what could be asked for."""
+        if not self.certain:
+            return
+        wanted = min(self._wanted[way] for way in ("along", "across"))
+        reused = min(self._reused.total(), wanted)
+        self.studio.tally.wanted += wanted
+        self.studio.tally.reused += reused
+        if reused < wanted:
+            self.studio.tally.short.append((self.studio.history, reused, wanted))
+
+    def _begin(self, sigma: float) -> Tensor:
+        r = self.request
+        sizes = (r.batch, r.tokens, LATENT)
+        noise = torch.randn(sizes, generator=self._generator)
+        clean = torch.randn(sizes, generator=torch.Generator().manual_seed(200 + r.clean))
+        return sigma * noise + (1 - sigma) * clean
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self._generator)
+
+    def _predict(self, x: Tensor, sigma: float, *, step: int, again: bool = False) -> Tensor:
+        """The guided prediction: one call, two, or one of a doubled batch."""
+        r = self.request
+        if self._last is not None and step in r.skip:
+            return self._last
+        moved = r.reprompt is not None and self._step >= r.reprompt
+        want, other = (r.prompt + 10 * moved, r.words), (90, r.negative)
+        if r.guidance == "batch":
+            both = torch.cat([_text(other, r.batch), _text(want, r.batch)])
+            doubled = torch.cat([x, x])
+            found = self._call("both", doubled, sigma, both, want, step, again)
+            away, toward = found.chunk(2)
+        elif r.guidance == "calls" or (r.guidance == "middle" and 2 <= step < 4):
+            unlike = _text(other, r.batch)
+            away = self._call("uncond", x, sigma, unlike, other, step, again)
+            toward = self._call("cond", x, sigma, _text(want, r.batch), want, step, again)
+        else:
+            toward = self._call("cond", x, sigma, _text(want, r.batch), want, step, again)
+            away = toward
+        self._last = away + 2.0 * (toward - away)
+        return self._last
+
+    def _call(
+        self,
+        lane: str,
+        x: Tensor,
+        sigma: float,
+        text: Tensor,
+        key: tuple[int, int],
+        step: int,
+        again: bool,
+    ) -> Tensor:
+        """One call of the model, judged."""
+        r = self.request
+        time = {"1000t": _time(sigma), "t": _time(sigma) / 1000, "1-t": 1 - _time(sigma) / 1000}
+        inputs: dict[str, Any] = {
+            "x": self._passed("x", x),
+            "t": self._passed("t", torch.full((x.shape[0],), float(time[r.form]))),
+            "text": self._written(text, (*key, lane)),
+        }
+        if not self.painter.loaded:
+            inputs["fps"] = r.fps
+        if self.painter.scalar:
+            inputs["g"] = torch.full((x.shape[0],), 3.5)
+        asked = Asked(self.number, lane, key, step, again)
+        wanted = self._wants(asked)
+        with ditc.lane(lane) if r.named else nullcontext():
+            answer = [value.detach() for value in self.painter.fast(**inputs)]
+        verdict = self.oracle.judge(asked, inputs, answer)
+        self.studio.tally.verdicts[verdict] += 1
+        self._reused[lane] += verdict == "reused"
+        if verdict != "moot":
+            self._wanted.update(wanted)
+        found = answer[0].clone()
+        if r.scribble:
+            for value in answer:
+                value.fill_(7.0)
+        return found
+
+    def _wants(self, asked: Asked) -> list[str]:
+        """Ways of counting steps by which a policy would reuse here."""
+        wants, stream = WANTED[self.painter.method], self.oracle.stream(asked)
+        skipped = len(evaluated(self.request.sampler, schedule(self.request.steps)))
+        first = skipped - len(self.levels) if self.request.session == "whole" else 0
+        step = asked.step + (self.request.start if self.request.session == "whole" else 0)
+        own = [made for made in stream.made if made.asked.again == asked.again]
+        last_step = len(set(self.levels)) - 1
+        along = stream.made and stream.count < len(self.levels) - 1
+        across = own and asked.step < last_step
+        found = []
+        if along and wants(first + stream.count, stream.latest):
+            found.append("along")
+        if across and wants(step, stream.reused[asked.again]):
+            found.append("across")
+        return found
+
+    def _passed(self, name: str, value: Tensor) -> Tensor:
+        """A latent or a timestep as the caller passes it, of the kind that the mode makes."""
+        if torch.is_inference_mode_enabled():
+            value = value.clone()
+        elif value.is_inference():
+            value = value.clone()
+        if not self.request.in_place:
+            return value
+        key = (self.number, name, value.shape, value.is_inference())
+        return self.studio.buffers.setdefault(key, value.clone()).copy_(value)
+
+    def _written(self, text: Tensor, key: object) -> Tensor:
+        """A prompt as the caller passes it."""
+        how, inference = self.request.text, torch.is_inference_mode_enabled()
+        if inference:
+            text = text.clone()
+        if how == "rebuilt":
+            return text
+        if how == "kept":
+            return self._texts.setdefault((key, inference), text)
+        buffers, place = self.studio.buffers, (how, text.shape, inference)
+        if how == "numpy":
+            array = buffers.setdefault(place, text.numpy().copy())
+            array[:] = text.numpy()
+            return torch.from_numpy(array)
+        held: Tensor = buffers.setdefault(place, text.clone())
+        if not torch.equal(held, text):
+            _WRITES[how](held, text.clone())
+        return held
+
+
+def _one_worker() -> ThreadPoolExecutor:
+    """A thread with the settings of the main one, which torch keeps for each by itself."""
+    return ThreadPoolExecutor(1, initializer=_as_main)
+
+
+def _as_main() -> None:
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+def _copy(held: Tensor, text: Tensor) -> None:
+    held.copy_(text)
+
+
+def _data(held: Tensor, text: Tensor) -> None:
+    held.data.copy_(text)
+
+
+def _swapped(held: Tensor, text: Tensor) -> None:
+    held.data = text
+
+
+def _storage(held: Tensor, text: Tensor) -> None:
+    held.untyped_storage().copy_(text.untyped_storage())
+
+
+_WRITES = {"written": _copy, "data": _data, "swapped": _swapped, "storage": _storage}
+
+
+def _time(sigma: float) -> Tensor:
+    """A scheduler's timestep."""
+    return 1000 * torch.tensor(sigma)
+
+
+def _text(key: tuple[int, int], batch: int) -> Tensor:
+    seed, words = key
+    generator = torch.Generator().manual_seed(300 + seed)
+    return torch.randn(batch, words, TEXT, generator=generator)
+
+
+def _step(steps: Iterator[None]) -> bool:
+    """One step; whether it was one, rather than the end."""
+    try:
+        return next(steps, _DONE) is not _DONE
+    except Cancelled:
+        return False
+
+
+def _take_turns(scene: AtOnce, step: Callable[[int], bool]) -> None:
+    running = set(range(len(scene.requests)))
+    for index in cycle(scene.order):
+        if index in running and not step(index):
+            running.discard(index)
+        if not running & set(scene.order):
+            break
+
+
+def _write(weight: Tensor, content: Tensor) -> None:
+    with torch.no_grad():
+        weight.copy_(content)
+
+
+def _put(owners: Sequence[torch.nn.Module], name: str, weight: Any) -> None:
+    for owner in owners:
+        setattr(owner, name, weight)
