@@ -166,17 +166,26 @@ class Oracle:
         return f"the answer to {asked} is {found}"
 
     def _guesses(self, inputs: Inputs) -> Iterator[tuple[str, Outputs]]:
-        for stream in self.streams.values():
-            for made in stream.made:
-                yield f"with the state of {made.asked}", self._try(inputs, made.values)
+        """Answers that a fault may give: with another state, an earlier input, earlier weights."""
+        made = [made for stream in self.streams.values() for made in stream.made]
+        for name, given in [("", inputs), *self._stale(inputs)]:
+            if name:
+                yield name, self._try(given)
+            for each in made:
+                yield f"{name or 'that'} with the state of {each.asked}", self._try(given, each.values)
+        for what, weights in self._earlier:
+            with _swapped(self.plain, weights):
+                yield f"that with the weights before {what}", self._try(inputs)
+
+    def _stale(self, inputs: Inputs) -> list[tuple[str, Inputs]]:
+        """The inputs with one of them as it was at an earlier call."""
+        found: list[tuple[str, Inputs]] = []
         for asked, earlier in self._asked:
             for name in ("text", "fps", "t", "g"):
                 if name in inputs and _differ(earlier.get(name), inputs[name]):
-                    changed = {**inputs, name: earlier[name]}
-                    yield f"with the {name} of {asked}", self._try(changed)
-        for what, weights in self._earlier:
-            with _swapped(self.plain, weights):
-                yield f"with the weights before {what}", self._try(inputs)
+                    given = {**inputs, name: earlier[name]}
+                    found.append((f"that with the {name} of {asked}", given))
+        return found
 
     def _try(self, inputs: Inputs, mix: Sequence[Tensor] | None = None) -> Outputs:
         """An answer, empty if the sizes do not go together."""

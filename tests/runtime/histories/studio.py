@@ -73,7 +73,7 @@ def replay(painters: dict[str, Compiled], history: History, tally: Tally | None 
         WrongAnswer: a call's answer is neither the full one nor its lane's own reuse.
     """
     tally = tally if tally is not None else Tally()
-    with _one_worker() as pool:
+    with one_worker() as pool:
         try:
             pool.submit(Studio(painters, history, tally).carry_out).result()
         except AssertionError as error:
@@ -94,7 +94,7 @@ class Studio:
             for name in sorted(history.painters())
         }
         self.buffers: dict[object, Any] = {}
-        self.requests = 0
+        self.drawings: list[Drawing] = []
         self._undo: list[Callable[[], None]] = []
         #: Models whose last request outside Sessions of its own ended where no one could know.
         self._unsettled: set[str] = set()
@@ -175,7 +175,7 @@ class Studio:
     def _threads(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
         held = [self._held(drawing) for drawing in drawings]
         with ExitStack() as stack:
-            pools = [stack.enter_context(_one_worker()) for _ in held]
+            pools = [stack.enter_context(one_worker()) for _ in held]
             _take_turns(scene, lambda i: pools[i].submit(_step, held[i]).result())
 
     def _tasks(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
@@ -197,7 +197,7 @@ class Studio:
     @staticmethod
     def _gather(served: Sequence[Any]) -> None:
         async def all_of_them() -> None:
-            with _one_worker() as pool:
+            with one_worker() as pool:
                 asyncio.get_running_loop().set_default_executor(pool)
                 await asyncio.gather(*served)
 
@@ -229,8 +229,8 @@ class Studio:
         if not own and (isinstance(scene, InTurn) or scene.how in ("turns", "nested")):
             settled = request.stop is None and alone and request.sampler != "ancestral"
             (self._unsettled.discard if settled else self._unsettled.add)(request.painter)
-        self.requests += 1
-        return Drawing(self, request, self.requests - 1, certain)
+        self.drawings.append(Drawing(self, request, len(self.drawings), certain))
+        return self.drawings[-1]
 
 
 class Drawing:
@@ -238,6 +238,9 @@ class Drawing:
 
     Args:
         certain: whether its calls can be placed, so that reuse may be asked for.
+
+    Attributes:
+        answers: the latents that the model gave so far.
     """
 
     def __init__(self, studio: Studio, request: Request, number: int, certain: bool) -> None:
@@ -246,6 +249,7 @@ class Drawing:
         self.oracle = studio.oracles[request.painter]
         self.levels = evaluated(request.sampler, schedule(request.steps)[request.start :])
         self.steps = self._steps()
+        self.answers: list[Tensor] = []
         self._generator = torch.Generator().manual_seed(100 + request.seed)
         self._texts: dict[object, Tensor] = {}
         self._last: Tensor | None = None
@@ -349,6 +353,7 @@ class Drawing:
         if verdict != "moot":
             self._wanted.update(wanted)
         found = answer[0].clone()
+        self.answers.append(found)
         if r.scribble:
             for value in answer:
                 value.fill_(7.0)
@@ -402,7 +407,7 @@ class Drawing:
         return held
 
 
-def _one_worker() -> ThreadPoolExecutor:
+def one_worker() -> ThreadPoolExecutor:
     """A thread with the settings of the main one, which torch keeps for each by itself."""
     return ThreadPoolExecutor(1, initializer=_as_main)
 
