@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._guards import CompileContext
 from torch._inductor.compile_fx import compile_fx
 
 from dit_compile import config, disabling
@@ -32,6 +33,7 @@ from dit_compile.errors import (
 )
 from dit_compile.ir.fake import device_types
 from dit_compile.ir.program import InputKind, OutputKind, Program
+from dit_compile.pipeline.base import Kind
 from dit_compile.pipeline.instruments import StructuralCheck
 from dit_compile.pipeline.pipeline import Instrument, Pipeline, PipelineRun
 from dit_compile.pipeline.presets import preset
@@ -175,7 +177,7 @@ def _compile(
         captured = capture_dynamo(module)
         if isinstance(options.plan, Plan):
             _check(options.plan, captured, example_inputs)
-        assemble = partial(_guarded, module, captured, pipeline, options)
+        assemble = partial(_guarded, module, captured, pipeline, options, _origin())
         return disabling.switchable(module, example_inputs, assemble, strict=options.strict)
     except (TensorifyScalarRestartAnalysis, OptionError, BindingError, PlanError):
         raise
@@ -188,10 +190,14 @@ def _compile(
 
 
 def _guarded(
-    module: fx.GraphModule, captured: Program, pipeline: Pipeline, options: Options
+    module: fx.GraphModule,
+    captured: Program,
+    pipeline: Pipeline,
+    options: Options,
+    origin: object,
 ) -> disabling.Step:
     """Rewrite and compile a captured Program; what fails at run time is left to plain torch."""
-    compiled = _assemble(captured, pipeline, options)
+    compiled = _assemble(captured, pipeline, options, origin)
     if options.strict:
         return compiled
     instead = _as_it_is if options.target == "eager" else compile_plainly
@@ -235,7 +241,15 @@ def _check(plan: Plan, captured: Program, example_inputs: Sequence[Any]) -> None
         )
 
 
-def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> CompiledProgram:
+def _origin() -> object:
+    """The place in the user's code that Dynamo compiles now, one for all forms of its graph."""
+    compiling = CompileContext.current_compile_id()
+    return None if compiling is None else ("frame", compiling.frame_id)
+
+
+def _assemble(
+    captured: Program, pipeline: Pipeline, options: Options, origin: object
+) -> CompiledProgram:
     """Rewrite and compile a captured Program, which stays as it is to start from again."""
     program = captured.copy()
     settle(program, options.bindings)
@@ -257,7 +271,8 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
         )
         bindings = {**options.bindings, **dict.fromkeys(paths, "latent")}
         try:
-            return _assemble(captured, pipeline, dataclasses.replace(options, bindings=bindings))
+            renewed = dataclasses.replace(options, bindings=bindings)
+            return _assemble(captured, pipeline, renewed, origin)
         except Exception as error:
             if options.strict:
                 raise
@@ -269,7 +284,14 @@ def _assemble(captured: Program, pipeline: Pipeline, options: Options) -> Compil
         _warn(
             f"offload_hoisted releases nothing: weights on {', '.join(devices)} are in host memory"
         )
-    return CompiledProgram(program, backend, rebind, offload=options.offload_hoisted)
+    return CompiledProgram(
+        program,
+        backend,
+        rebind,
+        offload=options.offload_hoisted,
+        origin=origin,
+        counts=any(item.kind is Kind.APPROX for item in pipeline),
+    )
 
 
 def run_passes(program: Program, pipeline: Pipeline, options: Options) -> PipelineRun:

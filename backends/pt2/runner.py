@@ -16,8 +16,10 @@ from dit_compile.bundle.arrays import check
 from dit_compile.bundle.manifest import Manifest, Value
 from dit_compile.bundle.sessions import RuntimeOptions
 from dit_compile.errors import BackendError, BundleError, OptionError
+from dit_compile.runtime.elements import Denoised, Elements
 from dit_compile.runtime.generation import Hold
 from dit_compile.runtime.held import Held
+from dit_compile.runtime.samples import torch_elements
 
 #: A graph: its inputs and weights in order, to its results in order.
 Call = Callable[..., Sequence[torch.Tensor]]
@@ -61,6 +63,10 @@ class TorchGraphs:
             name: [weights[key] for key in graph.weights] for name, graph in self._graphs.items()
         }
         self._calls = _tried("the graphs", lambda: self._load(folder, manifest))
+
+    def elements(self, denoised: Mapping[str, Denoised]) -> Elements:
+        """Reads elements of tensors."""
+        return torch_elements(denoised)
 
     def take(self, spec: Value, value: Any) -> torch.Tensor:
         """What the caller passes for an input, as a contiguous tensor on the device.

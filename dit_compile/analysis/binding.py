@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import fx
 
 from dit_compile.analysis.tokens import find_tokens
 from dit_compile.errors import AnalysisError, BindingError, suggest
-from dit_compile.ir.program import Binding, Input, InputKind, Program, placeholders
+from dit_compile.ir.program import (
+    MAIN,
+    Binding,
+    Input,
+    InputKind,
+    OutputKind,
+    Program,
+    output_args,
+    placeholders,
+)
 from dit_compile.ir.purity import SIZES, is_random
 
 aten = torch.ops.aten
@@ -43,7 +52,8 @@ def node_bindings(program: Program, graph: fx.Graph | None = None) -> dict[fx.No
 def _binding_of(spec: Input | None) -> Binding:
     if spec is None:
         return Binding.LATENT
-    return min(spec.binding, Binding.INVARIANT) if spec.kind is InputKind.SIZE else spec.binding
+    compared = spec.kind is InputKind.SIZE and not spec.settled
+    return min(spec.binding, Binding.INVARIANT) if compared else spec.binding
 
 
 def timestep_candidates(program: Program) -> tuple[str, ...]:
@@ -62,7 +72,20 @@ def timestep_candidates(program: Program) -> tuple[str, ...]:
             continue
         if value.dim() <= 2 and value.dtype is not torch.bool and _is_embedded_angle(node):
             found.append(spec.name)
-    return tuple(found)
+    return tuple(found) or tuple(_embedded_numbers(program))
+
+
+def _embedded_numbers(program: Program) -> Iterator[str]:
+    """Numbers passed as such that are embedded as a timestep is, and by themselves.
+
+    Lengths make positions, whose sines meet the stream before any product.
+    """
+    for node in placeholders(program.main):
+        spec = program.inputs.get(str(node.target))
+        if spec is None or spec.kind is not InputKind.SIZE or "size()" in spec.path:
+            continue
+        if _is_embedded_angle(node) and _is_embedded_alone(program, node):
+            yield spec.name
 
 
 def _is_embedded_angle(start: fx.Node) -> bool:
@@ -137,8 +160,10 @@ def settle(program: Program, declared: Mapping[str, str] | None = None) -> None:
             program.bind(name, Binding.TIMESTEP, settled=False)
     if latent is not None:
         _take_for_granted(program)
-        program.bind(latent, Binding.LATENT)
-    users = {spec.path: spec for spec in program.of_kind(InputKind.USER)}
+        for name in (latent, *_denoised_beside(program, latent)):
+            program.bind(name, Binding.LATENT)
+    given = [*program.of_kind(InputKind.USER), *program.of_kind(InputKind.SIZE)]
+    users = {spec.path: spec for spec in given}
     for path, text in (declared or {}).items():
         if path not in users:
             raise BindingError(
@@ -168,6 +193,38 @@ def _take_for_granted(program: Program) -> None:
 
 def _placeholder(program: Program, name: str) -> fx.Node:
     return next(node for node in placeholders(program.main) if node.target == name)
+
+
+def _denoised_beside(program: Program, latent: str) -> Iterator[str]:
+    """Further inputs that are denoised, where the model returns several results.
+
+    As many inputs as results must have the same sizes: one of two such inputs may be a condition.
+    """
+    kinds = [output.kind for output in program.outputs[MAIN]]
+    returned = zip(kinds, output_args(program.main), strict=True)
+    results = [v for kind, v in returned if kind is OutputKind.USER and isinstance(v, fx.Node)]
+    free = [
+        node
+        for node in placeholders(program.main)
+        if (spec := program.inputs.get(str(node.target))) is not None
+        and spec.kind is InputKind.USER
+        and spec.binding is not Binding.TIMESTEP
+        and _is_floating(node)
+    ]
+    for sizes in {_sizes(node) for node in results} if len(results) > 1 else ():
+        inputs = [str(node.target) for node in free if _sizes(node) == sizes]
+        if len(inputs) == sum(_sizes(node) == sizes for node in results):
+            yield from (name for name in inputs if name != latent)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _sizes(node: fx.Node) -> tuple[str, ...]:
+    value = node.meta.get("val")
+    return tuple(map(str, value.shape)) if isinstance(value, torch.Tensor) else ()
 
 
 def _denoised(program: Program) -> str | None:

@@ -16,13 +16,15 @@ from dit_compile.bundle.policy import from_data
 from dit_compile.bundle.runner import Runner
 from dit_compile.bundle.sessions import RuntimeOptions
 from dit_compile.errors import OptionError, UntrustedBundleError
-from dit_compile.ir.interface import PROLOGUE, ROWS, TABLE, OutputKind
+from dit_compile.ir.interface import PROLOGUE, ROWS, TABLE, Compared, OutputKind
 from dit_compile.pipeline.registry import find_runner
-from dit_compile.runtime.generation import Call, Hold, Lane, Tracker
+from dit_compile.runtime.elements import match
+from dit_compile.runtime.generation import Call, Hold, Kept, Tracker
 from dit_compile.runtime.session import current
 from dit_compile.runtime.sight import Sight
 from dit_compile.runtime.steps import Returned, Steps, Values
 from dit_compile.runtime.table import Key, foreseen, forget, key_of
+from dit_compile.runtime.timetable import Times
 
 #: Why a format is not loaded unless the bundle is trusted.
 _DANGERS = {
@@ -57,8 +59,12 @@ class LoadedProgram:
         self.manifest = manifest
         self.schedule = from_data(manifest.schedule)
         self.hold: Hold = runner.hold
-        self._sight = Sight(manifest.interface())
+        given = Compared.of(manifest.interface())
+        shapes = {v.name: v.shape for v in manifest.inputs if v.name in given.latents}
+        denoised = match(shapes, [result.shape for result in manifest.results])
+        self._sight = Sight(manifest.interface(), runner.elements(denoised))
         self.clock = self._sight.clock
+        self.origin: object = self
         self._graphs = runner
         self._steps = Steps(self.schedule, manifest.interface(), self._run, self._vector)
 
@@ -89,57 +95,69 @@ class LoadedProgram:
         return tuple(self._graphs.give(v, as_torch=as_torch) for v in self._step(values))
 
     def _step(self, values: Values) -> tuple[Any, ...]:
-        tracker = current((self,)).tracker(self, ())
-        try:
-            call = self._sight.look(values)
-            place = tracker.place(call)
-            self.clock = self.clock or tracker.clock
-            self._fill(values, call, place.lane, tracker)
-            return self._steps.serve(values, place).returned.results
-        except BaseException:
-            tracker.end()
-            raise
+        tracker, form = current((self,)).follow(self, ())
+        latents = self.stateful or tracker.clock is None
+        with tracker.lock:
+            try:
+                call = self._sight.look(values, latents=latents)
+                place = tracker.place(call, form)
+                self.clock = self.clock or tracker.clock
+                self._fill(values, call, place.kept, tracker)
+                results = self._steps.serve(values, place).returned.results
+                if latents:
+                    self._sight.record(tracker, place, values, results)
+            except BaseException:
+                tracker.end()
+                raise
+        return results
 
-    def _fill(self, values: Values, call: Call, lane: Lane, tracker: Tracker) -> None:
+    def _fill(self, values: Values, call: Call, kept: Kept, tracker: Tracker) -> None:
         """Add what graphs that run ahead of the steps return, computed when it is not known yet."""
-        if lane.prepared is None:
+        if kept.prepared is None:
             ready = PROLOGUE in self.manifest.graphs
-            lane.prepared = _Prepared(self._run(PROLOGUE, values).named if ready else {})
-        values.update(lane.prepared.values)
+            kept.prepared = _Prepared(self._run(PROLOGUE, values).named if ready else {})
+        values.update(kept.prepared.values)
         if TABLE not in self.manifest.graphs:
             return
         reads = self.manifest.graphs[TABLE].inputs
-        clock = [name for name in call.timesteps if name in reads]
-        key = key_of(call.timesteps, clock)
-        rows = lane.prepared.rows
+        clock = [name for name in call.times if name in reads]
+        key = key_of(call.times, clock)
+        rows = kept.prepared.rows
         if key not in rows:
-            missing = [k for k in self._foreseen(tracker, clock, key) if k not in rows]
+            expected = {key_of(t, clock): t for t in self._foreseen(tracker, clock, call)}
+            missing = {k: times for k, times in expected.items() if k not in rows}
             if len(missing) >= _WORTHWHILE:
-                rows.update(self._rows(values, missing))
+                rows.update(self._rows(values, clock, missing))
             if key not in rows:
                 rows[key] = self._run(TABLE, values).named
             forget(rows, key)
         values.update(rows[key])
 
-    def _foreseen(self, tracker: Tracker, clock: list[str], key: Key) -> list[Key]:
+    def _foreseen(self, tracker: Tracker, clock: list[str], call: Call) -> Sequence[Times]:
         """The timesteps to come, this one among them, where one table can serve several."""
         if len(self.manifest.rows) != 1 or len(clock) != 1:
             return []
         dtype = self.manifest.rows[0].dtype
-        return foreseen(
-            tracker, clock, key, lambda times: self._graphs.array(times, dtype, [len(times)])
-        )
 
-    def _rows(self, values: Values, keys: list[Key]) -> dict[Key, Values]:
+        def rounded(_: str, numbers: Sequence[float]) -> Any:
+            return self._graphs.array(numbers, dtype, [len(numbers)])
+
+        return foreseen(tracker, call.times, clock, rounded)
+
+    def _rows(
+        self, values: Values, clock: list[str], missing: Mapping[Key, Times]
+    ) -> dict[Key, Values]:
         """The table's values at several timesteps, as many at a time as its graph takes."""
-        (clock,) = self.manifest.rows
-        shape = [int(size) for size in clock.shape]
+        (spec,) = self.manifest.rows
+        shape = [int(size) for size in spec.shape]
         found: dict[Key, Values] = {}
+        keys = list(missing)
         for start in range(0, len(keys), shape[0]):
             some = keys[start : start + shape[0]]
             filled = [*some, *[some[-1]] * (shape[0] - len(some))]
-            times = self._graphs.array([key[0] for key in filled], clock.dtype, shape)
-            table = self._run(ROWS, {**values, clock.name: times}).named
+            numbers = [missing[key][clock[0]] for key in filled]
+            times = self._graphs.array(numbers, spec.dtype, shape)
+            table = self._run(ROWS, {**values, spec.name: times}).named
             for i, key in enumerate(some):
                 found[key] = {name: value[i] for name, value in table.items()}
         return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from dit_compile.bundle.manifest import Value
+from dit_compile.runtime.elements import Denoised, Elements
 from dit_compile.runtime.generation import Hold
 
 
@@ -17,6 +18,10 @@ class Runner(Protocol):
     """
 
     hold: Hold
+
+    def elements(self, denoised: Mapping[str, Denoised]) -> Elements:
+        """Reads elements of its tensors, to see whether a latent follows from those before."""
+        ...
 
     def take(self, spec: Value, value: Any) -> Any:
         """What the caller passes for an input, as graphs read it.

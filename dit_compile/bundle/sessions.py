@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dit_compile.bundle.arrays import HeldArray, as_array
+from dit_compile.bundle.arrays import HeldArray, array_elements, as_array
 from dit_compile.bundle.manifest import Graph, Manifest, Value
 from dit_compile.errors import BackendError, MissingDependencyError, OptionError, suggest
 from dit_compile.ir.interface import AHEAD, ROWS, OutputKind
+from dit_compile.runtime.elements import Denoised, Elements
 from dit_compile.runtime.generation import Hold
 
 Array = np.ndarray[Any, Any]
@@ -78,6 +79,10 @@ class Graphs:
             file: open_session(folder / file, own) for file, own in by_file(manifest, options)
         }
         self._idle = {file: _idle_inputs(session) for file, session in self._sessions.items()}
+
+    def elements(self, denoised: Mapping[str, Denoised]) -> Elements:
+        """Reads elements of arrays."""
+        return Elements(array_elements, denoised)
 
     def take(self, spec: Value, value: Any) -> Array:
         """What the caller passes for an input as a contiguous array."""

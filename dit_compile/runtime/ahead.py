@@ -20,11 +20,12 @@ from dit_compile.ir.program import (
     placeholders,
 )
 from dit_compile.pipeline.registry import find_backend
-from dit_compile.runtime.generation import Call, Lane, Tracker
+from dit_compile.runtime.generation import Call, Kept, Tracker
 from dit_compile.runtime.memory import apart
 from dit_compile.runtime.offload import present
 from dit_compile.runtime.steps import Values
 from dit_compile.runtime.table import Key, foreseen, forget, key_of, that_fit
+from dit_compile.runtime.timetable import Times
 from dit_compile.runtime.weights import DerivedWeights
 
 
@@ -70,14 +71,14 @@ class Ahead:
         return bool(self._graphs)
 
     def fill(
-        self, values: Values, call: Call, lane: Lane, tracker: Tracker, *, boundary: bool
+        self, values: Values, call: Call, kept: Kept, tracker: Tracker, *, boundary: bool
     ) -> None:
         """Add to ``values`` all that the step graphs read and the caller does not pass.
 
         Args:
             values: the call's inputs by name.
             call: what the Session saw of them.
-            lane: the lane of the call; what is computed is kept there.
+            kept: what is kept of the call's lane; what is computed is added.
             tracker: knows which timesteps to expect.
             boundary: a generation begins, so the weights' content is looked at too.
         """
@@ -87,19 +88,19 @@ class Ahead:
             values.update(zip(self._graphs[WEIGHTS].returns, weights, strict=True))
         if PROLOGUE not in self._graphs and TABLE not in self._graphs:
             return
-        if lane.prepared is None or lane.prepared.weights is not weights:
-            lane.prepared = Prepared(weights, self._run(PROLOGUE, values))
-        values.update(lane.prepared.values)
+        if kept.prepared is None or kept.prepared.weights is not weights:
+            kept.prepared = Prepared(weights, self._run(PROLOGUE, values))
+        values.update(kept.prepared.values)
         if TABLE in self._graphs:
-            values.update(self._row(lane.prepared, values, call, tracker))
+            values.update(self._row(kept.prepared, values, call, tracker))
 
-    def complete(self, values: Values, call: Call, lane: Lane, tracker: Tracker) -> bool:
+    def complete(self, values: Values, call: Call, kept: Kept, tracker: Tracker) -> bool:
         """Whether all that the rest of the lane's generation needs has been computed."""
         if TABLE not in self._graphs:
             return True
-        clock, key = self._place(call)
-        expected = _foreseen(tracker, clock, values, key)
-        return bool(expected) and lane.prepared.rows.keys() >= set(expected)
+        clock = self._clock(call)
+        expected = {key_of(times, clock) for times in _foreseen(tracker, clock, values, call)}
+        return bool(expected) and kept.prepared.rows.keys() >= expected
 
     def _derive(self, *sources: torch.Tensor) -> list[torch.Tensor]:
         values = {**self._program.constants, **dict(zip(self._sources, sources, strict=True))}
@@ -111,40 +112,42 @@ class Ahead:
 
     def _row(self, prepared: Prepared, values: Values, call: Call, tracker: Tracker) -> Values:
         """The table's values at the call's timestep, from all that are foreseen at once."""
-        graph = self._graphs[TABLE]
-        clock, key = self._place(call)
+        clock = self._clock(call)
+        key = key_of(call.times, clock)
         if key not in prepared.rows:
-            wanted = [key, *_foreseen(tracker, clock, values, key)]
-            missing = [k for k in dict.fromkeys(wanted) if k not in prepared.rows]
-            prepared.rows.update(self._rows(graph, clock, values, missing))
+            missing = {key: call.times}
+            for times in _foreseen(tracker, clock, values, call):
+                missing.setdefault(key_of(times, clock), times)
+            missing = {k: times for k, times in missing.items() if k not in prepared.rows}
+            prepared.rows.update(self._rows(clock, values, missing))
             forget(prepared.rows, key)
         return prepared.rows[key]
 
-    def _place(self, call: Call) -> tuple[list[str], Key]:
-        """The inputs that the table's rows depend on, and the row of this call."""
-        clock = [name for name in self._graphs[TABLE].clock if name in call.timesteps]
-        return clock, key_of(call.timesteps, clock)
+    def _clock(self, call: Call) -> list[str]:
+        """The inputs that the table's rows depend on."""
+        return [name for name in self._graphs[TABLE].clock if name in call.times]
 
     def _rows(
-        self, graph: _Graph, clock: list[str], values: Values, keys: list[Key]
+        self, clock: list[str], values: Values, missing: Mapping[Key, Times]
     ) -> dict[Key, Values]:
-        """The table's values for each of ``keys``; the first is the call's own."""
+        """The table's values at several timesteps, of which the first is the call's own."""
+        graph = self._graphs[TABLE]
         own = graph(values)
-        others = that_fit(keys, own)[1:]
+        first, *others = list(missing)[: that_fit(own)]
         if not others or not self._batched:
-            return {keys[0]: own}
+            return {first: own}
         try:
-            rows = graph.batched(values, clock, others, like=own)
+            rows = graph.batched(values, clock, [missing[key] for key in others], like=own)
         except RuntimeError as error:  # an operator that vmap does not know
             self._batched = False
-            first = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
             warnings.warn(
-                f"ditc: the steps' timesteps are embedded one by one, since {first}",
+                f"ditc: the steps' timesteps are embedded one by one, since {reason}",
                 DitcWarning,
                 stacklevel=2,
             )
-            return {keys[0]: own}
-        return {keys[0]: own, **dict(zip(others, rows, strict=True))}
+            return {first: own}
+        return {first: own, **dict(zip(others, rows, strict=True))}
 
 
 @dataclass(frozen=True)
@@ -166,18 +169,14 @@ class _Graph:
     @classmethod
     def of(cls, program: Program, name: str) -> _Graph:
         reads = [str(node.target) for node in placeholders(program.graphs[name].graph)]
-        returns = [output.name for output in program.outputs[name]]
+        given = (InputKind.USER, InputKind.SIZE)
+        passed = [read for read in reads if program.inputs[read].kind in given]
         return cls(
             find_backend("eager").compile(program, name),
             reads,
-            [read for read in reads if program.inputs[read].kind is InputKind.USER],
-            returns,
-            [
-                read
-                for read in reads
-                if program.inputs[read].kind is InputKind.USER
-                and program.inputs[read].binding is Binding.TIMESTEP
-            ],
+            passed,
+            [output.name for output in program.outputs[name]],
+            [read for read in passed if program.inputs[read].binding is Binding.TIMESTEP],
         )
 
     def __call__(self, values: Mapping[str, Any]) -> Values:
@@ -189,12 +188,10 @@ class _Graph:
         return dict(zip(self.returns, detached, strict=True))
 
     def batched(
-        self, values: Values, clock: list[str], keys: list[Key], like: Values
+        self, values: Values, clock: list[str], several: list[Times], like: Values
     ) -> list[Values]:
         """The results for each of several timesteps in one go, with the strides of ``like``."""
-        stacked = {
-            name: _stack([key[i] for key in keys], values[name]) for i, name in enumerate(clock)
-        }
+        stacked = {name: _stack([times[name] for times in several], values[name]) for name in clock}
         dims = tuple(0 if name in stacked else None for name in self.reads)
         given = [stacked.get(name, values[name]) for name in self.reads]
         with torch.no_grad(), present(given):
@@ -206,17 +203,15 @@ class _Graph:
         ]
 
 
-def _foreseen(tracker: Tracker, clock: list[str], values: Values, key: Key) -> list[Key]:
+def _foreseen(tracker: Tracker, clock: list[str], values: Values, call: Call) -> Sequence[Times]:
     """The timesteps to come, where they are tensors."""
-    like = [values[name] for name in clock]
-    if not all(isinstance(value, torch.Tensor) for value in like):
+    if not all(isinstance(values[name], torch.Tensor) for name in clock):
         return []
-    return foreseen(
-        tracker,
-        clock,
-        key,
-        lambda times: torch.tensor(times, dtype=torch.float64).to(like[0].dtype),
-    )
+
+    def rounded(name: str, numbers: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.float64).to(values[name].dtype)
+
+    return foreseen(tracker, call.times, clock, rounded)
 
 
 def _stack(rows: Sequence[tuple[float, ...]], like: torch.Tensor) -> torch.Tensor:

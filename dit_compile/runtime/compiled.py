@@ -7,26 +7,31 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from dit_compile.backends.base import Backend
 from dit_compile.errors import BackendError
-from dit_compile.ir.fake import tensor_of
+from dit_compile.ir.fake import device_types, tensor_of, value_of
+from dit_compile.ir.interface import Compared
 from dit_compile.ir.program import (
     MAIN,
     InputKind,
     OutputKind,
     Program,
+    output_args,
     placeholders,
 )
 from dit_compile.runtime.ahead import Ahead
-from dit_compile.runtime.generation import Call, Hold, Lane, Tracker
+from dit_compile.runtime.elements import Denoised, match
+from dit_compile.runtime.generation import Call, Form, Hold, Kept, Tracker
 from dit_compile.runtime.held import Held
 from dit_compile.runtime.memory import Results
-from dit_compile.runtime.offload import Offload, recall
-from dit_compile.runtime.session import current
+from dit_compile.runtime.offload import Offload, has_own_memory, recall
+from dit_compile.runtime.samples import torch_elements
+from dit_compile.runtime.session import Session, current
 from dit_compile.runtime.sight import Sight
 from dit_compile.runtime.states import Vector
-from dit_compile.runtime.steps import Returned, Steps, Values
+from dit_compile.runtime.steps import Returned, Served, Steps, Values
 from dit_compile.runtime.watch import announce, watched
 
 #: Makes a compiled Program again with some inputs bound as latents; ``None`` if that failed.
@@ -42,6 +47,9 @@ class CompiledProgram:
         rebind: makes this again with the inputs of these names bound as latents; called once calls
             show that they change within a generation.
         offload: while a Session is open, keep weights that its steps do not read in host memory.
+        origin: what all compiled forms of one model share, and nothing else does; this one alone
+            by default.
+        counts: count steps though nothing is reused, since other forms of the model reuse.
 
     Raises:
         BackendError: the backend does not support the Program.
@@ -54,6 +62,8 @@ class CompiledProgram:
         rebind: Rebind | None = None,
         *,
         offload: bool = False,
+        origin: object = None,
+        counts: bool = False,
     ) -> None:
         reasons = backend.supports(program)
         if reasons:
@@ -86,14 +96,17 @@ class CompiledProgram:
             for spec in program.of_kind(InputKind.WEIGHT)
             if spec.name not in program.constants
         ]
-        self._sight = Sight(program.inputs.values())
+        self._sight = Sight(program.inputs.values(), torch_elements(_denoised(program)))
+        self._on_device = any(map(has_own_memory, device_types(program.main.nodes)))
+        self._counts = counts or program.schedule.stateful
         self.clock = self._sight.clock
         self.hold: Hold = Held.of
+        self.origin = origin if origin is not None else self
 
     @property
     def stateful(self) -> bool:
-        """Whether steps depend on earlier ones."""
-        return self.program.schedule.stateful
+        """Whether steps depend on earlier ones, of this form of the model or of another."""
+        return self._counts
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         """Run one step.
@@ -108,27 +121,39 @@ class CompiledProgram:
             return self._successor(*args)
         values: Values = dict(zip(self.arguments, args, strict=True))
         values.update(self.program.constants)
-        if not (self._ahead or self.program.schedule.stateful or watched()):
+        if not (self._ahead or self._counts or watched()):
             return self._call(MAIN, values).results
         weights = [values[name] for name in self._weights]
         session = current(weights)
-        tracker = session.tracker(self, weights)
-        try:
-            call = self._sight.look(values)
-            place = tracker.place(call)
-            if tracker.moving and self._succeeded(tracker.moving):
+        tracker, form = session.follow(self, weights)
+        with tracker.lock:
+            try:
+                served = self._serve(values, session, tracker, form)
+            except BaseException:
                 tracker.end()
-                return self(*args)
-            self.clock = self.clock or tracker.clock
-            self._ahead.fill(values, call, place.lane, tracker, boundary=place.boundary)
-            served = self._steps.serve(values, place)
-            announce(self.program, served)
-            if self._offload is not None and session.is_open and place.step.index > 0:
-                self._release(self._offload, values, call, place.lane, tracker)
-            return served.returned.results
-        except BaseException:
+                raise
+        return self(*args) if served is None else served.returned.results
+
+    def _serve(
+        self, values: Values, session: Session, tracker: Tracker, form: Form
+    ) -> Served | None:
+        """Run one step in its place; ``None`` if a successor must."""
+        stalls = self._on_device and tracker.timetable is not None
+        latents = (self._counts or tracker.clock is None) and not stalls
+        call = self._sight.look(values, latents=latents)
+        place = tracker.place(call, form)
+        if tracker.moving and self._succeeded(tracker.moving):
             tracker.end()
-            raise
+            return None
+        self.clock = self.clock or tracker.clock
+        self._ahead.fill(values, call, place.kept, tracker, boundary=place.boundary)
+        served = self._steps.serve(values, place)
+        if latents:
+            self._sight.record(tracker, place, values, served.returned.results)
+        announce(self.program, served)
+        if self._offload is not None and session.is_open and place.step.index > 0:
+            self._release(self._offload, values, call, place.kept, tracker)
+        return served
 
     def interrupt(self, *args: Any) -> None:
         """End the running generation, since something else serves the call with these arguments.
@@ -140,20 +165,20 @@ class CompiledProgram:
             return
         values: Values = dict(zip(self.arguments, args, strict=True)) | self.program.constants
         weights = [values[name] for name in self._weights]
-        current(weights).tracker(self, weights).end()
+        tracker, _ = current(weights).follow(self, weights)
+        with tracker.lock:
+            tracker.end()
 
     def _release(
-        self, offload: Offload, values: Values, call: Call, lane: Lane, tracker: Tracker
+        self, offload: Offload, values: Values, call: Call, kept: Kept, tracker: Tracker
     ) -> None:
         """Move weights away that the rest of the generation does not need."""
-        if not offload.done and self._ahead.complete(values, call, lane, tracker):
+        if not offload.done and self._ahead.complete(values, call, kept, tracker):
             tracker.released = offload.release(values)
             tracker.at_end.add(offload.bring_back)
 
     def _succeeded(self, moving: Collection[str]) -> bool:
         """Make a successor for which these inputs are latents, once; whether there is one."""
-        if self.program.schedule.stateful:
-            return False  # other conditions may be another generation, whose state is not ours
         with self._lock:
             if self._rebind is not None:
                 rebind, self._rebind = self._rebind, None
@@ -178,6 +203,26 @@ class CompiledProgram:
                 done.named[output.name] = value
         done.results = tuple(results)
         return done
+
+
+def _denoised(program: Program) -> dict[str, Denoised]:
+    """The latents among the inputs, and what is returned for each."""
+    known = Compared.of(program.inputs.values()).latents
+    latents = {
+        str(node.target): _sizes(node)
+        for node in placeholders(program.main)
+        if node.target in known and program.kind_of(node) is InputKind.USER
+    }
+    returned = zip(program.outputs[MAIN], output_args(program.main), strict=True)
+    results = [_sizes(value) for output, value in returned if output.kind is OutputKind.USER]
+    return match(latents, results)
+
+
+def _sizes(value: object) -> tuple[object, ...]:
+    """The sizes of a node's value; those that may vary as text."""
+    found = value_of(value) if isinstance(value, fx.Node) else None
+    shape = found.shape if isinstance(found, torch.Tensor) else ()
+    return tuple(size if isinstance(size, int) else str(size) for size in shape)
 
 
 def _vectors(program: Program) -> Vector:

@@ -86,6 +86,17 @@ class Seen:
             if old != new
         )
 
+    def same_memory(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether ``tensors`` are the same objects in the same storages, whatever is in them."""
+        return self.facts[0] == tuple(map(id, tensors)) and all(
+            seen.is_of(tensor) for seen, tensor in zip(self.identities, tensors, strict=True)
+        )
+
+    @property
+    def gone(self) -> bool:
+        """Whether the memory of any of the tensors was freed."""
+        return any(map(_freed, self.storages))
+
     def holds_any(self, objects: Collection[int]) -> bool:
         """Whether one of the tensors has one of these ``id``s, and its memory."""
         return any(seen.object in objects and not seen.gone for seen in self.identities)

@@ -6,22 +6,39 @@ import asyncio
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_compile.errors import SessionError
-from dit_compile.runtime.generation import MODES, Hold, Tracker
+from dit_compile.runtime.generation import MODES, Form, Hold, Tracker
 from dit_compile.runtime.lanes import follow_cache_context
+from dit_compile.runtime.owners import Owners, enclosing_generator
+from dit_compile.runtime.timetable import Timetable
 
 if TYPE_CHECKING:
     import torch
 
-    from dit_compile.runtime.identity import Identity
+    from dit_compile.runtime.identity import Seen
 
-_active: ContextVar[tuple[Session, ...]] = ContextVar("ditc_sessions", default=())
+
+@dataclass(eq=False)
+class _Entry:
+    """A Session that was entered, and the generator that did so, if one did.
+
+    Attributes:
+        used: whether that generator has called a model itself.
+    """
+
+    session: Session
+    generator: FrameType | None
+    used: bool = False
+
+
+_active: ContextVar[tuple[_Entry, ...]] = ContextVar("ditc_sessions", default=())
+_owners = Owners[_Entry]()
 #: The Session of calls outside any ``with``, and the thread or task that it belongs to.
 _default: ContextVar[tuple[weakref.ref[Any], Session] | None] = ContextVar(
     "ditc_default", default=None
@@ -35,6 +52,8 @@ class Tracked(Protocol):
     clock: tuple[str, ...] | None
     #: How it keeps and compares inputs.
     hold: Hold
+    #: What all compiled forms of a model have in common, and nothing else has.
+    origin: object
 
     @property
     def stateful(self) -> bool:
@@ -42,38 +61,71 @@ class Tracked(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Followed:
-    """The calls of one Program on one set of weights: models of a class may share a Program.
+@dataclass(eq=False)
+class _Model:
+    """The calls of one model: of all forms of it that were compiled.
 
-    All weights are compared by object, and a few by memory too, which costs more: a whole model
-    may be freed and another get its place, a single weight is replaced while the old one lives.
+    Forms come from one place in the user's code and share weights; a model of the same class does
+    not share them.
+
+    Attributes:
+        origin: where the forms come from.
+        tracker: places their calls.
+        forms: each Program, on each set of weights that it was called with.
+        objects: the weights of all forms, by ``id``.
     """
 
-    objects: tuple[int, ...]
-    weights: tuple[Identity, ...]
+    origin: object
     tracker: Tracker
+    forms: list[_OnWeights]
+    objects: set[int]
 
-    @classmethod
-    def of(cls, weights: Sequence[torch.Tensor], tracker: Tracker) -> _Followed:
-        if not weights:
-            return cls((), (), tracker)
-        from dit_compile.runtime.identity import Identity  # here, since bundles run without torch
-
-        return cls(tuple(map(id, weights)), tuple(map(Identity.of, _a_few(weights))), tracker)
-
-    def serves(self, weights: Sequence[torch.Tensor]) -> bool:
-        return self.objects == tuple(map(id, weights)) and all(
-            seen.is_of(weight) for seen, weight in zip(self.weights, _a_few(weights), strict=True)
-        )
+    def includes(self, program: Tracked, objects: Collection[int]) -> bool:
+        """Whether a program with these weights is a form of this model."""
+        if self.origin != program.origin:
+            return False
+        return not objects if not self.objects else not self.objects.isdisjoint(objects)
 
     def alive(self) -> bool:
-        return not any(seen.gone for seen in self.weights)
+        return any(form.alive() for form in self.forms)
 
 
-def _a_few(weights: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Up to eight of ``weights``, spread over them."""
-    return weights[:: max(1, len(weights) // 7)]
+class _OnWeights(Form):
+    """A Program on one set of weights, as they are now."""
+
+    def __init__(self, program: Tracked, tracker: Tracker) -> None:
+        super().__init__()
+        self.program = weakref.ref(program)
+        self.tracker = tracker
+        self.objects: tuple[int, ...] = ()
+        self._seen: Seen | None = None
+
+    def serves(self, program: Tracked, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether these are its weights; takes a new stamp where one was written to."""
+        if self.program() is not program or len(self.objects) != len(weights):
+            return False
+        if self._seen is None:
+            return True
+        if self.objects[0] != id(weights[0]):  # the same Program on other weights, as a rule
+            return False
+        if not self._seen.still(weights):
+            if not self._seen.same_memory(weights):
+                return False
+            self.take(weights)
+        return True
+
+    def take(self, weights: Sequence[torch.Tensor]) -> None:
+        """Remember the weights as they are."""
+        self.stamp = object()
+        self.objects = tuple(map(id, weights))
+        if weights:
+            from dit_compile.runtime.identity import Seen  # here: bundles run without torch
+
+            self._seen = Seen.of(weights)
+
+    def alive(self) -> bool:
+        program_lives = self.program() is not None
+        return program_lives and (self._seen is None or not self._seen.gone)
 
 
 class Session:
@@ -118,10 +170,11 @@ class Session:
             )
         # the tensors are held, so that no other can take their place in memory
         self._weights = {id(t): t for t in _tensors(model)} if model is not None else None
-        self._followed: weakref.WeakKeyDictionary[Tracked, list[_Followed]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._timetable = Timetable.of(self.timesteps, self.sigmas) if self.timesteps else None
+        self._models: list[_Model] = []
+        self._lock = threading.Lock()
         self._depth = 0
+        self._entries: list[_Entry] = []
         follow_cache_context()  # diffusers may have been loaded after ditc
 
     @property
@@ -135,22 +188,31 @@ class Session:
             return self._weights is None
         return any(id(weight) in self._weights for weight in weights)
 
-    def tracker(self, program: Tracked, weights: Sequence[torch.Tensor]) -> Tracker:
-        """The tracker of ``program``'s calls on ``weights`` within this Session."""
-        followed = self._followed.setdefault(program, [])
-        for item in followed:
-            if item.serves(weights):
-                return item.tracker
-        tracker = Tracker(
-            self.timesteps,
-            self.sigmas,
-            clock=program.clock,
-            loud=program.stateful,
-            hold=program.hold,
-        )
-        kept = [item for item in followed if item.alive()]
-        followed[:] = [*kept, _Followed.of(weights, tracker)]
-        return tracker
+    def follow(self, program: Tracked, weights: Sequence[torch.Tensor]) -> tuple[Tracker, Form]:
+        """What follows ``program``'s calls on ``weights`` within this Session."""
+        with self._lock:
+            for model in self._models:
+                for form in model.forms:
+                    if form.serves(program, weights):
+                        return model.tracker, form
+            return self._add(program, weights)
+
+    def _add(self, program: Tracked, weights: Sequence[torch.Tensor]) -> tuple[Tracker, Form]:
+        """Follow a form that was not called before; forms whose weights are gone are forgotten."""
+        self._models = [model for model in self._models if model.alive()]
+        objects = set(map(id, weights))
+        model = next((each for each in self._models if each.includes(program, objects)), None)
+        if model is None:
+            timetable = self._timetable.fresh() if self._timetable is not None else None
+            tracker = Tracker(timetable, clock=program.clock, loud=False, hold=program.hold)
+            model = _Model(program.origin, tracker, [], set())
+            self._models.append(model)
+        form = _OnWeights(program, model.tracker)
+        form.take(weights)
+        model.tracker.loud |= program.stateful
+        model.forms = [each for each in model.forms if each.alive()] + [form]
+        model.objects |= objects
+        return model.tracker, form
 
     def summary(self) -> dict[str, Any]:
         """Counters over all programs and lanes of the current generations.
@@ -174,11 +236,15 @@ class Session:
         }
 
     def _trackers(self) -> list[Tracker]:
-        return [item.tracker for followed in self._followed.values() for item in followed]
+        return [model.tracker for model in self._models if model.alive()]
 
     def __enter__(self) -> Session:
         self._depth += 1
-        _active.set((*_active.get(), self))
+        entry = _Entry(self, enclosing_generator())
+        _active.set((*_active.get(), entry))
+        if entry.generator is not None:
+            _owners.add(entry.generator, entry)
+        self._entries.append(entry)
         return self
 
     def __exit__(
@@ -187,14 +253,28 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Sessions that generators or tasks hold open may end in any order.
-        active = _active.get()
-        if self in active:
-            last = len(active) - 1 - active[::-1].index(self)
-            _active.set((*active[:last], *active[last + 1 :]))
+        # Sessions that generators or tasks hold open may end in any order, and in other contexts.
+        entry = self._leaving()
+        _active.set(tuple(each for each in _active.get() if each is not entry))
+        if entry.generator is not None:
+            _owners.remove(entry.generator, entry)
         self._depth -= 1
         if self._depth == 0:
-            for tracker in self._trackers():
+            self.end()
+
+    def _leaving(self) -> _Entry:
+        """The entry that ends: the last one of this generator, else of this context."""
+        generator = enclosing_generator()
+        active = _active.get()
+        entries = [each for each in self._entries if each.generator is generator] or self._entries
+        mine = [each for each in entries if each in active] or entries
+        self._entries.remove(mine[-1])
+        return mine[-1]
+
+    def end(self) -> None:
+        """End the generations that run in it, and free their state."""
+        for tracker in self._trackers():
+            with tracker.lock:
                 tracker.end()
 
 
@@ -227,11 +307,18 @@ def _tensors(model: torch.nn.Module | Tracked) -> list[object]:
 def current(weights: Sequence[object]) -> Session:
     """The Session that a call with these weights belongs to.
 
-    The innermost active one of its model, else the default one of this thread or async task.
+    The innermost one of its model that a generator which is running entered, or that is active in
+    this context, else the default one of this thread or async task. A Session that a generator
+    entered serves calls from outside as well, as those of fixtures do, until the generator itself
+    calls the model.
     """
-    for session in reversed(_active.get()):
-        if session.owns(weights):
-            return session
+    for entry in _owners.running():
+        if entry.session.owns(weights):
+            entry.used = True
+            return entry.session
+    for entry in reversed(_active.get()):
+        if not entry.used and entry.session.owns(weights):
+            return entry.session
     holder: Any = threading.current_thread()
     if asyncio._get_running_loop() is not None:
         holder = asyncio.current_task() or holder

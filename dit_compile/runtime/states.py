@@ -12,10 +12,7 @@ from typing import Any
 from dit_compile.errors import DitcWarning
 from dit_compile.ir.interface import Input, InputKind
 from dit_compile.ir.schedule import Done, Schedule, Step
-from dit_compile.runtime.generation import Lane
-
-#: Why the first step of a generation reuses nothing.
-_FIRST = "nothing was computed before"
+from dit_compile.runtime.generation import FIRST, Kept, Place
 
 #: Decisions after which a threshold that always gave the same answer is in question.
 _ENOUGH_STEPS = 8
@@ -53,15 +50,15 @@ class States:
             (spec.name, spec.path) for spec in inputs if spec.kind is InputKind.COEFFICIENTS
         ]
 
-    def missing(self, lane: Lane) -> str:
-        """Why nothing can be reused in ``lane`` yet, empty if something can."""
-        return "" if self._names.keys() <= lane.state.keys() else _FIRST
+    def missing(self, kept: Kept) -> str:
+        """Why nothing can be reused of what is kept yet, empty if something can."""
+        return "" if self._names.keys() <= kept.state.keys() else FIRST
 
-    def of_peer(self, peer: Lane | None) -> dict[str, Any]:
+    def of_peer(self, peer: Kept | None) -> dict[str, Any]:
         """What graphs read of the peer's state; nothing where it has none, or there is no peer."""
-        kept = peer.state if peer is not None else {}
-        known = kept.keys() >= set(self._peers.values())
-        return {name: kept[theirs] for name, theirs in self._peers.items()} if known else {}
+        state = peer.state if peer is not None else {}
+        known = state.keys() >= set(self._peers.values())
+        return {name: state[theirs] for name, theirs in self._peers.items()} if known else {}
 
     def note_length(self, step: Step) -> None:
         """Say once that a schedule that was calibrated for another length is stretched."""
@@ -77,15 +74,15 @@ class States:
             stacklevel=2,
         )
 
-    def keep(self, lane: Lane, returned: Mapping[str, Any]) -> None:
+    def keep(self, kept: Kept, returned: Mapping[str, Any]) -> None:
         """Take over what a step returned; what it was before grows older."""
         for name, value in returned.items():
             names = self._names[name]
-            older = [lane.state.get(each, value) for each in names[:-1]]
-            lane.state.update(zip(names, [value, *older], strict=True))
+            older = [kept.state.get(each, value) for each in names[:-1]]
+            kept.state.update(zip(names, [value, *older], strict=True))
 
     def coefficients(
-        self, step: Step, lane: Lane, computed: frozenset[str]
+        self, step: Step, kept: Kept, computed: frozenset[str]
     ) -> Iterator[tuple[str, Any]]:
         """The coefficients of each forecast that is made at ``step``, by input name."""
         policy = self._schedule.policy
@@ -93,30 +90,30 @@ class States:
         for name, group in self._forecasts:
             if group in computed:
                 continue
-            steps = (done.step for done in reversed(lane.past) if group in done.computed)
+            steps = (done.step for done in reversed(kept.past) if group in done.computed)
             known = list(islice(steps, policy.depth))
             row = [*policy.coefficients(step, known), *[0.0] * (policy.depth - len(known))]
             yield name, self._vector(name, row)
 
-    def record(self, lane: Lane, done: Done) -> None:
+    def record(self, place: Place, done: Done) -> None:
         """Count a step, and remember it for the policy."""
-        lane.past.append(done)
+        place.kept.past.append(done)
         if len(self._schedule.variants) > 1 and done.step.last:
-            self._question(lane)
+            self._question(place)
         if done.computed.issuperset(self._schedule.groups):
-            lane.served["computed"] += 1
+            place.lane.served["computed"] += 1
         else:
-            lane.served["forecast" if self._forecasts else "reused"] += 1
+            place.lane.served["forecast" if self._forecasts else "reused"] += 1
 
-    def _question(self, lane: Lane) -> None:
+    def _question(self, place: Place) -> None:
         """Say once if a whole generation went by in which the policy decided nothing."""
-        past, policy = lane.past, self._schedule.policy
+        past, policy = place.kept.past, self._schedule.policy
         opened = [done for i, done in enumerate(past) if self._is_open(done.step, past[:i])]
         asked = opened or past
-        if self._questioned or len(asked) < _ENOUGH_STEPS or lane.why.keys() - {_FIRST}:
+        if self._questioned or len(asked) < _ENOUGH_STEPS or place.lane.why.keys() - {FIRST}:
             return
         changes = [done.step.change for done in asked if done.step.change is not None]
-        if self.missing(lane) or (policy is not None and policy.dynamic and not changes):
+        if self.missing(place.kept) or (policy is not None and policy.dynamic and not changes):
             return  # the other call of guidance is asked
         if all(done.computed.issuperset(self._schedule.groups) for done in asked):
             smallest = f" (smallest change {min(changes):.3g})" if changes else ""

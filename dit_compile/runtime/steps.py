@@ -64,22 +64,22 @@ class Steps:
 
     def serve(self, values: Values, place: Place) -> Served:
         """Run one step of the lane at ``place``."""
-        schedule, lane, step = self._schedule, place.lane, place.step
+        schedule, lane, kept, step = self._schedule, place.lane, place.kept, place.step
         shared = self._states.of_peer(place.peer)
-        values.update(lane.state)
+        values.update(kept.state)
         values.update(shared)
         if schedule.probe:
             values.update(self._run(schedule.probe, values).named)
         name, computed = schedule.full, frozenset(schedule.groups)
         asked = bool(shared) or not schedule.critic
-        doubt = place.doubt or (self._states.missing(lane) if asked else "")
+        doubt = place.doubt or (self._states.missing(kept) if asked else "")
         self._states.note_length(step)
         if schedule.stateful and asked and not doubt:
             if schedule.judge:
                 step = replace(step, change=self._run(schedule.judge, values).measure)
-            row, name = schedule.choose(schedule.row(step, lane.past))
+            row, name = schedule.choose(schedule.row(step, kept.past))
             computed = schedule.computed(row)
-            values.update(self._states.coefficients(step, lane, computed))
+            values.update(self._states.coefficients(step, kept, computed))
         elif doubt:
             lane.why[doubt] += 1
         done = self._run(name, values)
@@ -88,6 +88,6 @@ class Steps:
             done = replace(done, named=done.named | apart.named, measure=apart.measure)
         if not math.isnan(done.measure):
             step = replace(step, change=done.measure)
-        self._states.keep(lane, done.named)
-        self._states.record(lane, Done(step, computed))
+        self._states.keep(kept, done.named)
+        self._states.record(place, Done(step, computed))
         return Served(lane, step, name, done)

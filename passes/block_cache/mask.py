@@ -127,7 +127,7 @@ def _from_json(path: Path) -> dict[str, object]:
     return {_ALL: found} if isinstance(found, list) else found
 
 
-_GROUP = re.compile(r"[\w.-]+")
+_GROUP = re.compile(r"[\w.+-]+")
 
 #: What SmoothCache calls the types of branches.
 _SMOOTH = {

@@ -93,9 +93,17 @@ def prompt(seed: int, batch: int = 1) -> Tensor:
     return torch.randn(batch, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
+def latents(shape: Sequence[int], seed: int, steps: int) -> list[Tensor]:
+    """Latents of a sampler that moves little, so that each follows from the one before."""
+    generator = torch.Generator().manual_seed(seed)
+    one, other = (torch.randn(*shape, generator=generator) for _ in range(2))
+    angles = [0.015 * step for step in range(steps)]
+    return [math.cos(angle) * one + math.sin(angle) * other for angle in angles]
+
+
 @dataclass
 class Loop:
-    """The calls of one lane of one generation; the latent of each step is drawn from ``seed``."""
+    """The calls of one lane of one generation; its latents are drawn from ``seed``."""
 
     y: Tensor
     seed: int = 0
@@ -103,10 +111,9 @@ class Loop:
     tokens: int = 6
 
     def __iter__(self) -> Iterator[Inputs]:
-        generator = torch.Generator().manual_seed(self.seed)
         batch = self.y.shape[0]
-        for t in self.times:
-            x = torch.randn(batch, self.tokens, 8, generator=generator)
+        drawn = latents((batch, self.tokens, 8), self.seed, len(self.times))
+        for x, t in zip(drawn, self.times, strict=True):
             yield {"x": x, "t": torch.full((batch,), t), "y": self.y}
 
 
@@ -115,8 +122,7 @@ def closing_halves() -> list[Inputs]:
     generator = torch.Generator().manual_seed(0)
     y = prompt(0, batch=2).repeat(2, 1)
     calls = []
-    for step, t in enumerate(TIMES):
-        x = torch.randn(2, 6, 8, generator=generator)
+    for step, (x, t) in enumerate(zip(latents((2, 6, 8), 0, len(TIMES)), TIMES, strict=True)):
         away = 2.0 * torch.randn(2, 6, 8, generator=generator) / (1 + step) ** 2
         calls.append({"x": torch.cat([x + away, x]), "t": torch.full((4,), t), "y": y})
     return calls

@@ -172,6 +172,13 @@ class TestMask:
         (tmp_path / "types.json").write_text(json.dumps({"attn1": [1, 0], "ff": [1, 1]}))
         assert Mask(mask=str(tmp_path / "types.json")).mask == "attn:10 mlp:11"
 
+    @pytest.mark.parametrize("kind", ["attn", "cross", "mlp", "attn+mlp", "other"])
+    def test_each_type_of_branch_can_be_named(self, kind: str) -> None:
+        """Also what a calibration wrote: its text reads back."""
+        found = Mask(mask=f"{kind}:10 x:11")
+        assert found.by_group == {kind: (1, 0), "x": (1, 1)}
+        assert Mask(mask=found.mask) == found
+
     def test_it_is_followed(self) -> None:
         assert computed_steps(Mask(mask="1001101"), 7) == {"blocks": "1001101"}
 
