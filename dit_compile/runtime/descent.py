@@ -20,6 +20,8 @@ Row = np.ndarray[Any, Any]
 #: that is normalised token by token and latents with clamped parts stay below it, the noise of
 #: another seed does not.
 _TOLERANCE = 0.02
+#: How far off another's direction one of the same noise may be, by rounding to float32.
+_SAME_NOISE = 1e-4
 #: Latents that the next one may be made of; methods of three steps with a corrector need four.
 _DEPTH = 4
 #: Elements for each vector of a span: with fewer, any latent would seem to lie in it.
@@ -74,6 +76,14 @@ class Point:
         return allowed > 0 and any(
             _off(wanted, span) <= allowed for span in (vectors[:near], vectors)
         )
+
+
+def alike(latent: Row, other: Row) -> bool:
+    """Whether one is the other at some scale, as samplers scale the noise that they begin with."""
+    if latent.shape != other.shape:
+        return False
+    size = _length(other)
+    return size > 0 and _off(latent, (other,)) <= _SAME_NOISE * _length(latent)
 
 
 def _off(wanted: Row, vectors: Sequence[Row]) -> float:

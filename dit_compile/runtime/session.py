@@ -120,8 +120,18 @@ class _OnWeights(Form):
         self.objects = tuple(map(id, weights))
         if weights:
             from dit_compile.runtime.identity import Seen  # here: bundles run without torch
+            from dit_compile.runtime.weights import depends
 
             self._seen = Seen.of(weights)
+            depends(self)
+
+    def reads_any(self, identities: Collection[int]) -> bool:
+        """Whether one of its weights is one of the tensors with these ``id``s."""
+        return self._seen is not None and self._seen.holds_any(identities)
+
+    def invalidate(self) -> None:
+        """Take the weights for written to."""
+        self.stamp = object()
 
     def alive(self) -> bool:
         program_lives = self.program() is not None

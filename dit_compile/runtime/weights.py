@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,27 @@ T = TypeVar("T")
 
 #: All that was derived from weights and still lives, for :func:`invalidate`.
 _deriving: weakref.WeakSet[DerivedWeights[Any]] = weakref.WeakSet()
+
+
+class Dependent(Protocol):
+    """What holds results that weights had a part in."""
+
+    def reads_any(self, identities: Collection[int]) -> bool:
+        """Whether a weight is one of the tensors with these ``id``s."""
+        ...
+
+    def invalidate(self) -> None:
+        """Use nothing of that again."""
+        ...
+
+
+#: What keeps results of steps and still lives, for :func:`invalidate`.
+_dependents: weakref.WeakSet[Dependent] = weakref.WeakSet()
+
+
+def depends(dependent: Dependent) -> None:
+    """Have :func:`invalidate` reach one that keeps results of steps."""
+    _dependents.add(dependent)
 
 
 @dataclass(frozen=True)
@@ -103,8 +124,9 @@ def _forget(deriving: weakref.ref[DerivedWeights[Any]], key: tuple[int, ...], wh
 
 
 def invalidate(model: torch.nn.Module) -> int:
-    """Tell every compiled Program of ``model`` that its weights were written to.
+    """Have every compiled Program of ``model`` take its weights for written to.
 
+    What was derived from them is made again, and what a running generation keeps is not reused.
     Needed only after writes that leave no trace, such as through ``.data``, and only if they must
     count before the next generation begins.
 
@@ -113,8 +135,9 @@ def invalidate(model: torch.nn.Module) -> int:
     """
     tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     found = [derived for derived in list(_deriving) if derived.reads_any(tensors)]
-    for derived in found:
-        derived.invalidate()
+    steps = [each for each in list(_dependents) if each.reads_any(tensors)]
+    for each in (*found, *steps):
+        each.invalidate()
     return len(found)
 
 

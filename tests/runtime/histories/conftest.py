@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 import dit_compile as ditc
+from tests.runtime.histories.drawn import MANY_FORMS, PAINTERS
 from tests.runtime.histories.model import LATENT, TEXT, Painter
 from tests.runtime.histories.oracle import Method
-from tests.runtime.histories.studio import Compiled
+from tests.runtime.histories.studio import Compiled, Painters
 
 #: The preset ``exact``, with the rows of all steps computed ahead even where that pays little.
 _EXACT = (
@@ -29,18 +31,19 @@ def passes(method: Method) -> str:
     return f"{_EXACT},insert-block-cache{{method={METHODS[method]}}}"
 
 
-def compiled(method: Method, seed: int, **how: Any) -> Compiled:
-    """A model of its own; nothing is compiled yet."""
+def compiled(method: Method, seed: int, *, many: bool = False, **how: Any) -> Compiled:
+    """A model of its own; nothing is compiled yet, and ``many`` forms may be."""
     model = Painter(seed)
     options = {"strict": True, "verify": False, "target": "eager", "passes": passes(method)}
-    dynamic = how.pop("dynamic", True)
     fast = torch.compile(
-        model, backend="ditc", fullgraph=True, dynamic=dynamic, options=options
+        model, backend="ditc", fullgraph=True, dynamic=None if many else True, options=options
     )
     return Compiled(method, model, fast, **how)
 
 
-def call(painter: Compiled, batch: int = 2, tokens: int = 12, words: int = 5, fps: int = 24) -> None:
+def call(
+    painter: Compiled, batch: int = 2, tokens: int = 12, words: int = 5, fps: int = 24
+) -> None:
     """One call of these sizes, so that their form is compiled."""
     inputs = {
         "x": torch.zeros(batch, tokens, LATENT),
@@ -61,29 +64,44 @@ def bundle(folder: Path) -> Compiled:
     return Compiled("interval", model, ditc.load(path, trust=True), loaded=True)
 
 
-@torch.no_grad()
-def _ready() -> dict[str, Compiled]:
-    painters = {
-        "interval": compiled("interval", 0, dynamic=None),
-        "other": compiled("interval", 1, dynamic=None),
-        "first-block": compiled("first-block", 2),
-        "taylor": compiled("taylor", 3),
-        "guided": compiled("interval", 4, scalar=True),
-    }
-    for name in ("interval", "other"):
-        call(painters[name], batch=1)
-        call(painters[name], batch=1, tokens=16, words=7, fps=30)
-        call(painters[name])
+class Workshop(Mapping[str, Compiled]):
+    """Models by name, each compiled in all its forms when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Compiled] = {}
+
+    def __getitem__(self, name: str) -> Compiled:
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PAINTERS)
+
+    def __len__(self) -> int:
+        return len(PAINTERS)
+
+    @torch.no_grad()
+    def _make(self, name: str) -> Compiled:
+        if name == "bundle":
+            return bundle(self._folder)
+        method: Method = "interval" if name in (*MANY_FORMS, "guided") else name  # type: ignore[assignment]
+        many = name in MANY_FORMS
+        painter = compiled(method, PAINTERS.index(name), many=many, scalar=name == "guided")
+        if not many:
+            call(painter, tokens=16, words=7, fps=30)
+            return painter
+        call(painter, batch=1)
+        call(painter, batch=1, tokens=16, words=7, fps=30)
+        call(painter)
         for mode in (torch.inference_mode, torch.enable_grad):
             with mode():
-                call(painters[name], batch=1)
-    for name in ("first-block", "taylor", "guided"):
-        call(painters[name], tokens=16, words=7, fps=30)
-    return painters
+                call(painter, batch=1)
+        return painter
 
 
 @pytest.fixture(scope="module")
-def painters(_setting: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
-    """By name; no history compiles anything more."""
-    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
-        return _ready() | {"bundle": bundle(tmp_path_factory.mktemp("histories"))}
+def painters(_setting: None, tmp_path_factory: pytest.TempPathFactory) -> Painters:
+    """By name; no history compiles anything more than a model that is new to it."""
+    return Workshop(tmp_path_factory.mktemp("histories"))

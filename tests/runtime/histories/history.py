@@ -43,7 +43,8 @@ class Request(Short):
             all requests that is written when it holds another: ``written`` by ``copy_``, ``data``,
             ``storage`` or ``swapped`` behind torch's back, ``numpy`` from an array.
         in_place: the latent and the timestep are passed in buffers that are written at each call.
-        mode: of autograd, at all steps; from step ``switch`` on it is ``other_mode``.
+        mode: of autograd; at the steps ``switched`` it is ``other_mode``.
+        resized: steps at which the model gets the latent in another resolution.
         reprompt: step from which on another prompt is given.
         weights: what happens to a weight before a step.
         skip: steps at which the model is not called, and its last output used again.
@@ -70,8 +71,9 @@ class Request(Short):
     text: str = "kept"
     in_place: bool = False
     mode: str = "no_grad"
-    switch: int | None = None
+    switched: tuple[int, ...] = ()
     other_mode: str = "inference_mode"
+    resized: tuple[int, ...] = ()
     reprompt: int | None = None
     weights: tuple[int, Weights] | None = None
     skip: tuple[int, ...] = ()
@@ -80,17 +82,20 @@ class Request(Short):
     raises: bool = False
 
     @property
-    def changes(self) -> bool:
-        """Whether something else than the latent and the timestep changes on the way."""
-        moved = (self.switch, self.reprompt, self.weights)
-        rewritten = self.text not in ("kept", "rebuilt")
-        return any(each is not None for each in moved) or bool(self.skip) or rewritten
+    def stated(self) -> bool:
+        """Whether its own Session knows the timesteps."""
+        return self.session in ("stated", "whole")
 
     @property
     def certain(self) -> bool:
-        """Whether its calls can be placed by one who sees no other request's between them."""
-        told = self.session in ("stated", "whole") or self.sampler not in RANDOM
-        return told and not self.changes and self.mode != "grad" and self.guidance != "middle"
+        """Whether its calls can be placed by one who sees no other request's between them.
+
+        Not where something else than the latent and the timestep changes on the way; not where
+        noise is added, unless the loop is stated; and not while autograd records.
+        """
+        moved = (self.reprompt, self.weights, *self.switched, *self.resized, *self.skip)
+        knowable = self.stated or self.sampler not in RANDOM
+        return knowable and self.mode != "grad" and all(each is None for each in moved)
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,8 +134,9 @@ class AtOnce(Short):
     Attributes:
         requests: in the order in which they begin.
         how: ``turns``: one loop enters the Session of each again for its step. ``generators`` that
-            each hold their Session open. ``nested``: one block holds all Sessions, of unlike models.
-            ``threads``, ``tasks``, ``workers``: each has its own, and sends its steps to one worker.
+            each hold their Session open; ``handed`` from thread to thread. ``nested``: one block
+            holds all Sessions, of unlike models. ``threads``, ``tasks``, and ``workers``: each has
+            its own, and the last ones send their steps to one worker.
         order: whose step comes next, over and over; not for ``tasks`` and ``workers``.
     """
 

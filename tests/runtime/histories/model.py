@@ -1,4 +1,4 @@
-"""A small model with all that a Session must tell apart: text, positions, lanes, two outputs."""
+"""A small model with all that a Session must keep apart: text, positions, lanes, two outputs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ LATENT, TEXT = 8, 12
 class Painter(nn.Module):
     """Two blocks of self attention with adaptive norm and cross attention to a text.
 
-    Keys and values of the text, and the positions, which depend on the integer ``fps``, are the same
-    in all steps, so they move out of the loop. So does the second output, which reads the text alone.
+    Keys and values of the text, and the positions, which depend on the integer ``fps``, are the
+    same in all steps, so they move out of the loop. So does the second output, which reads the
+    text alone.
     """
 
     def __init__(self, seed: int) -> None:

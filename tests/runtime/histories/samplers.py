@@ -1,7 +1,7 @@
 """Sampling loops in which the latent really follows from what the model gave.
 
-A sampler is a generator: it yields after each step of the schedule. It asks ``predict(x, i, sigma)``
-for the guided prediction at its ``i``-th noise level, and ``noise()`` where it adds some.
+A sampler is a generator: it yields after each step of the schedule. It asks ``predict`` for the
+guided prediction at each noise level, and ``noise`` where it adds some.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 
 class Predict(Protocol):
-    def __call__(self, x: Tensor, sigma: float, *, step: int, again: bool = False) -> Tensor:
-        """The guided prediction; ``again`` if the step's noise level was evaluated before."""
+    def __call__(self, x: Tensor, sigma: float, *, step: int) -> Tensor:
+        """The guided prediction."""
         ...
 
 
@@ -62,7 +62,7 @@ def heun(x: Tensor, sigmas: Sequence[float], predict: Predict, noise: Noise) -> 
     """Two evaluations at each noise level but the first, as diffusers has it; scaled inputs."""
     last = len(sigmas) - 2
     for step, (now, then) in enumerate(pairwise(sigmas)):
-        v = predict(_scaled(x, now), now, step=step, again=step > 0)
+        v = predict(_scaled(x, now), now, step=step)
         guess = x + (then - now) * v
         if step < last:
             v = (v + predict(_scaled(guess, then), then, step=step + 1)) / 2

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 import dit_compile as ditc
 from tests.runtime.histories.history import AtOnce, History, InTurn, Request, Scene, Weights
 from tests.runtime.histories.model import LATENT, TEXT, Painter
-from tests.runtime.histories.oracle import WANTED, Asked, Method, Oracle
+from tests.runtime.histories.oracle import WANTED, Asked, Method, Oracle, Verdict
 from tests.runtime.histories.samplers import SAMPLERS, evaluated, schedule
 
 _MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -45,6 +45,10 @@ class Compiled:
     loaded: bool = False
 
 
+#: Models by name.
+Painters = Mapping[str, Compiled]
+
+
 @dataclass
 class Tally:
     """Counts over histories.
@@ -53,20 +57,20 @@ class Tally:
         verdicts: answers, by what they were.
         wanted, reused: of requests whose calls can be placed, the calls that a policy would serve
             by reuse if each request were alone, and those of them that were.
-        short: the requests that lacked some.
+        short: the histories that lacked some, and of which calls.
     """
 
     verdicts: Counter[str] = field(default_factory=Counter)
     wanted: int = 0
     reused: int = 0
-    short: list[tuple[History, int, int]] = field(default_factory=list)
+    short: list[tuple[History, Asked]] = field(default_factory=list)
 
 
 class Cancelled(Exception):
     """The user closed the window."""
 
 
-def replay(painters: dict[str, Compiled], history: History, tally: Tally | None = None) -> Tally:
+def replay(painters: Painters, history: History, tally: Tally | None = None) -> Tally:
     """Carry a history out, in a thread of its own so that no Session is left from another one.
 
     Raises:
@@ -85,7 +89,7 @@ def replay(painters: dict[str, Compiled], history: History, tally: Tally | None 
 class Studio:
     """One history on its way."""
 
-    def __init__(self, painters: dict[str, Compiled], history: History, tally: Tally) -> None:
+    def __init__(self, painters: Painters, history: History, tally: Tally) -> None:
         self.painters = painters
         self.history = history
         self.tally = tally
@@ -96,8 +100,6 @@ class Studio:
         self.buffers: dict[object, Any] = {}
         self.drawings: list[Drawing] = []
         self._undo: list[Callable[[], None]] = []
-        #: Models whose last request outside Sessions of its own ended where no one could know.
-        self._unsettled: set[str] = set()
 
     def carry_out(self) -> None:
         """All scenes; the weights are put back behind them."""
@@ -138,9 +140,6 @@ class Studio:
             getattr(self, f"_{scene.how}")(scene, [self._drawing(scene, r) for r in scene.requests])
 
     def _in_turn(self, scene: InTurn) -> None:
-        before = self._unsettled
-        if scene.shared is not None:
-            self._unsettled = set()
         first = scene.requests[0]
         with self._session(first, scene.shared, {r.painter for r in scene.requests}):
             for request in scene.requests:
@@ -148,7 +147,6 @@ class Studio:
                 with suppress(Cancelled), self._session(request):
                     for _ in drawing.steps:
                         pass
-        self._unsettled = before if scene.shared is not None else self._unsettled
 
     def _turns(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
         with ExitStack() as stack:
@@ -171,6 +169,12 @@ class Studio:
     def _generators(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
         held = [self._held(drawing) for drawing in drawings]
         _take_turns(scene, lambda index: _step(held[index]))
+
+    def _handed(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
+        held = [self._held(drawing) for drawing in drawings]
+        with one_worker() as one, one_worker() as other:
+            pools = cycle((one, one, other))
+            _take_turns(scene, lambda i: next(pools).submit(_step, held[i]).result())
 
     def _threads(self, scene: AtOnce, drawings: Sequence[Drawing]) -> None:
         held = [self._held(drawing) for drawing in drawings]
@@ -220,16 +224,17 @@ class Studio:
         return ditc.session(model, timesteps=times if kind != "unstated" else None)
 
     def _drawing(self, scene: InTurn | AtOnce, request: Request) -> Drawing:
-        own = request.session is not None
+        shared = getattr(scene, "shared", None)
+        stated = request.stated or shared == "stated"
         if isinstance(scene, InTurn):
-            alone = own or request.painter not in self._unsettled
+            alone = True
+        elif scene.how == "turns":  # those without a Session go to the innermost open one
+            alone = all(each.session is not None for each in scene.requests)
         else:
-            alone = own or scene.how in ("threads", "tasks")
-        certain = request.certain and alone
-        if not own and (isinstance(scene, InTurn) or scene.how in ("turns", "nested")):
-            settled = request.stop is None and alone and request.sampler != "ancestral"
-            (self._unsettled.discard if settled else self._unsettled.add)(request.painter)
-        self.drawings.append(Drawing(self, request, len(self.drawings), certain))
+            alone = request.session is not None or scene.how in ("threads", "tasks", "nested")
+        certain = alone and (request.certain or (stated and _if_stated(request).certain))
+        number = len(self.drawings)
+        self.drawings.append(Drawing(self, request, number, certain, stated=stated))
         return self.drawings[-1]
 
 
@@ -238,13 +243,17 @@ class Drawing:
 
     Args:
         certain: whether its calls can be placed, so that reuse may be asked for.
+        stated: whether a Session knows its timesteps.
 
     Attributes:
         answers: the latents that the model gave so far.
     """
 
-    def __init__(self, studio: Studio, request: Request, number: int, certain: bool) -> None:
-        self.studio, self.request, self.number, self.certain = studio, request, number, certain
+    def __init__(
+        self, studio: Studio, request: Request, number: int, certain: bool, *, stated: bool
+    ) -> None:
+        self.studio, self.request, self.number = studio, request, number
+        self.certain, self.stated = certain, stated
         self.painter = studio.painters[request.painter]
         self.oracle = studio.oracles[request.painter]
         self.levels = evaluated(request.sampler, schedule(request.steps)[request.start :])
@@ -254,8 +263,7 @@ class Drawing:
         self._texts: dict[object, Tensor] = {}
         self._last: Tensor | None = None
         self._step = 0
-        self._wanted: Counter[str] = Counter()
-        self._reused: Counter[str] = Counter()
+        self._evaluated: dict[object, int] = {}
 
     def _steps(self) -> Iterator[None]:
         r = self.request
@@ -272,22 +280,10 @@ class Drawing:
                 if next(loop, _DONE) is _DONE:
                     break
             yield
-        self._count()
 
     def _mode(self) -> str:
         r = self.request
-        return r.mode if r.switch is None or self._step < r.switch else r.other_mode
-
-    def _count(self) -> None:
-        """Add to the tally what reuse there was of what could be asked for."""
-        if not self.certain:
-            return
-        wanted = min(self._wanted[way] for way in ("along", "across"))
-        reused = min(self._reused.total(), wanted)
-        self.studio.tally.wanted += wanted
-        self.studio.tally.reused += reused
-        if reused < wanted:
-            self.studio.tally.short.append((self.studio.history, reused, wanted))
+        return r.other_mode if self._step in r.switched else r.mode
 
     def _begin(self, sigma: float) -> Tensor:
         r = self.request
@@ -299,26 +295,29 @@ class Drawing:
     def _noise(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self._generator)
 
-    def _predict(self, x: Tensor, sigma: float, *, step: int, again: bool = False) -> Tensor:
+    def _predict(self, x: Tensor, sigma: float, *, step: int) -> Tensor:
         """The guided prediction: one call, two, or one of a doubled batch."""
         r = self.request
         if self._last is not None and step in r.skip:
             return self._last
         moved = r.reprompt is not None and self._step >= r.reprompt
         want, other = (r.prompt + 10 * moved, r.words), (90, r.negative)
+        tokens = x.shape[1]
+        if self._step in r.resized:
+            x = _resized(x, 28 - tokens)
         if r.guidance == "batch":
             both = torch.cat([_text(other, r.batch), _text(want, r.batch)])
             doubled = torch.cat([x, x])
-            found = self._call("both", doubled, sigma, both, want, step, again)
+            found = self._call("both", doubled, sigma, both, want, step)
             away, toward = found.chunk(2)
         elif r.guidance == "calls" or (r.guidance == "middle" and 2 <= step < 4):
             unlike = _text(other, r.batch)
-            away = self._call("uncond", x, sigma, unlike, other, step, again)
-            toward = self._call("cond", x, sigma, _text(want, r.batch), want, step, again)
+            away = self._call("uncond", x, sigma, unlike, other, step)
+            toward = self._call("cond", x, sigma, _text(want, r.batch), want, step)
         else:
-            toward = self._call("cond", x, sigma, _text(want, r.batch), want, step, again)
+            toward = self._call("cond", x, sigma, _text(want, r.batch), want, step)
             away = toward
-        self._last = away + 2.0 * (toward - away)
+        self._last = _resized(away + 2.0 * (toward - away), tokens)
         return self._last
 
     def _call(
@@ -329,7 +328,6 @@ class Drawing:
         text: Tensor,
         key: tuple[int, int],
         step: int,
-        again: bool,
     ) -> Tensor:
         """One call of the model, judged."""
         r = self.request
@@ -343,15 +341,15 @@ class Drawing:
             inputs["fps"] = r.fps
         if self.painter.scalar:
             inputs["g"] = torch.full((x.shape[0],), 3.5)
-        asked = Asked(self.number, lane, key, step, again)
-        wanted = self._wants(asked)
+        stream = self.number, lane, (*key, x.shape[1])
+        again = self._evaluated.get(stream) == step
+        self._evaluated[stream] = step
+        asked = Asked(*stream, step, again, self.stated)
+        wanted = self.certain and self._wants(asked)
         with ditc.lane(lane) if r.named else nullcontext():
             answer = [value.detach() for value in self.painter.fast(**inputs)]
         verdict = self.oracle.judge(asked, inputs, answer)
-        self.studio.tally.verdicts[verdict] += 1
-        self._reused[lane] += verdict == "reused"
-        if verdict != "moot":
-            self._wanted.update(wanted)
+        self._count(asked, verdict, wanted=wanted)
         found = answer[0].clone()
         self.answers.append(found)
         if r.scribble:
@@ -359,28 +357,28 @@ class Drawing:
                 value.fill_(7.0)
         return found
 
-    def _wants(self, asked: Asked) -> list[str]:
-        """Ways of counting steps by which a policy would reuse here."""
-        wants, stream = WANTED[self.painter.method], self.oracle.stream(asked)
-        skipped = len(evaluated(self.request.sampler, schedule(self.request.steps)))
-        first = skipped - len(self.levels) if self.request.session == "whole" else 0
-        step = asked.step + (self.request.start if self.request.session == "whole" else 0)
-        own = [made for made in stream.made if made.asked.again == asked.again]
-        last_step = len(set(self.levels)) - 1
-        along = stream.made and stream.count < len(self.levels) - 1
-        across = own and asked.step < last_step
-        found = []
-        if along and wants(first + stream.count, stream.latest):
-            found.append("along")
-        if across and wants(step, stream.reused[asked.again]):
-            found.append("across")
-        return found
+    def _wants(self, asked: Asked) -> bool:
+        """Whether the policy would reuse here, were the request alone."""
+        stream, step = self.oracle.stream(asked), asked.step
+        if not stream.made or step == len(set(self.levels)) - 1:
+            return False
+        if self.request.session == "whole":
+            step += self.request.start * (2 if self.request.sampler == "midpoint" else 1)
+        return WANTED[self.painter.method](step, stream.reused)
+
+    def _count(self, asked: Asked, verdict: Verdict, *, wanted: bool) -> None:
+        tally = self.studio.tally
+        tally.verdicts[verdict] += 1
+        if not wanted or verdict == "moot":
+            return
+        tally.wanted += 1
+        tally.reused += verdict == "reused"
+        if verdict != "reused":
+            tally.short.append((self.studio.history, asked))
 
     def _passed(self, name: str, value: Tensor) -> Tensor:
         """A latent or a timestep as the caller passes it, of the kind that the mode makes."""
-        if torch.is_inference_mode_enabled():
-            value = value.clone()
-        elif value.is_inference():
+        if torch.is_inference_mode_enabled() or value.is_inference():
             value = value.clone()
         if not self.request.in_place:
             return value
@@ -440,6 +438,15 @@ _WRITES = {"written": _copy, "data": _data, "swapped": _swapped, "storage": _sto
 def _time(sigma: float) -> Tensor:
     """A scheduler's timestep."""
     return 1000 * torch.tensor(sigma)
+
+
+def _if_stated(request: Request) -> Request:
+    return replace(request, session="stated")
+
+
+def _resized(x: Tensor, tokens: int) -> Tensor:
+    """The first tokens alone, or some of them twice."""
+    return torch.cat([x, x[:, : max(0, tokens - x.shape[1])]], 1)[:, :tokens]
 
 
 def _text(key: tuple[int, int], batch: int) -> Tensor:

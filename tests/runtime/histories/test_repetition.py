@@ -1,4 +1,4 @@
-"""Same seed, same pictures: what a model learns of its calls changes nothing that was drawn before."""
+"""Same seed, same pictures: what is learned of a model's calls changes none of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tests.runtime.histories.studio import Studio, Tally, one_worker
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 @pytest.mark.filterwarnings("ignore::dit_compile.errors.DitcWarning")
-def test_first_generation_drawn_again(_setting: None, method: Any, given: dict[str, Any]) -> None:
+@pytest.mark.usefixtures("_setting")
+def test_first_generation_drawn_again(method: Any, given: dict[str, Any]) -> None:
     """Nothing has been compiled, and nothing seen, before the first one."""
     torch._dynamo.reset()
     given = {"scalar": False} | given
