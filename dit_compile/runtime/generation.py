@@ -391,8 +391,11 @@ class Tracker:
         waiting = [lane for lane in lanes if lane.last_step < found.index]
         if waiting:
             lane = waiting[0]
+            before = next((each for each in lanes if each.order == lane.order - 1), None)
+            if before is not None and self._leads(before, call) and _descend(before, lane):
+                return self._settle(found, lane, call, form, before.points)
             if self._descends(found, lane, call):
-                return self._settle(found, lane, call, form, self._latest_of(lanes, lane, call))
+                return self._settle(found, lane, call, form, lane.points)
             if found.holds(call.rows or ()):
                 lane.points = None
                 return self._settle(found, lane, call, form, None)
@@ -575,11 +578,6 @@ class Tracker:
                 return True
         return _lead(lane.points, call.rows)
 
-    def _latest_of(self, lanes: Sequence[Lane], lane: Lane, call: Call) -> Sequence[Point] | None:
-        """The latent of a lane that a call follows from, or that of the evaluation before it."""
-        before = next((each for each in lanes if each.order == lane.order - 1), None)
-        return before.points if before is not None and self._leads(before, call) else lane.points
-
     def _open(self, found: Generation, call: Call, order: int) -> Lane:
         """Open a lane; what an earlier generation computed ahead under its conditions is kept."""
         context = {name: self._hold(value) for name, value in call.context.items()}
@@ -702,6 +700,13 @@ def _lead_back(points: Sequence[Point], earlier: Sequence[Point]) -> bool:
         any(each is old for each in point.lineage())
         for point, old in zip(points, earlier, strict=True)
     )
+
+
+def _descend(lane: Lane, earlier: Lane) -> bool:
+    """Whether the latents of one lane follow from those of another, where they are seen."""
+    if lane.points is None or earlier.points is None:
+        return lane.points is None
+    return _lead_back(lane.points, earlier.points)
 
 
 def _ran_in_another_form(lane: Lane, form: Form, index: int) -> bool:

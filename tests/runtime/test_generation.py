@@ -284,6 +284,26 @@ class TestDescent:
             assert steps(list(map(seen.place, calls))) == [0] * 8
         assert len(caught) == 1
 
+    def test_second_evaluations_follow_from_both_results(self) -> None:
+        """Heun's method, of a model that returns something else at each call."""
+        seen, rng = Calls(), np.random.default_rng(1)
+
+        def evaluate(t: int, latent: Row) -> tuple[Place, Row]:
+            place, result = seen(t, latent=latent), rng.standard_normal(64)
+            seen.tracker.observe(place, [result])
+            return place, result
+
+        x = rng.standard_normal(64)
+        place, slope = evaluate(9, x)
+        places = [place]
+        for t in (8, 7, 6, 5):
+            place, other = evaluate(t, x - 0.3 * slope)
+            x = x - 0.15 * (slope + other)
+            again, slope = evaluate(t, x)
+            places += [place, again]
+        assert [place.lane.order for place in places] == [0, *[0, 1] * 4]
+        assert (steps(places)[-1], seen.tracker.generations) == (4, 1)
+
     def test_the_same_noise_again_is_another_generation(self) -> None:
         """Though time goes on, and the loop can be followed back: the sampler has scaled it."""
         seen = Calls()
