@@ -22,6 +22,8 @@ Row = np.ndarray[Any, Any]
 #: that is normalised token by token and latents with clamped parts stay below it, the noise of
 #: another seed does not.
 _TOLERANCE = 0.02
+#: How far off another's direction one of the same noise may be, by rounding to float32.
+_SAME_NOISE = 1e-4
 #: Latents that the next one may be made of; methods of three steps with a corrector need four.
 _DEPTH = 4
 #: Elements for each vector of a span: with fewer, any latent would seem to lie in it.
@@ -77,7 +79,12 @@ class Point:
             yield from point.results
 
 
-def _spans(vectors: Iterable[Row], wanted: Row) -> bool:
+def alike(latent: Row, other: Row) -> bool:
+    """Whether one is the other at some scale, as samplers scale the noise that they begin with."""
+    return latent.shape == other.shape and _spans((other,), latent, within=_SAME_NOISE)
+
+
+def _spans(vectors: Iterable[Row], wanted: Row, *, within: float = _TOLERANCE) -> bool:
     """Whether the first of some vectors, as few as will do, have ``wanted`` in their span, nearly.
 
     Most samplers need two or three, so that more are hardly ever looked at.
@@ -97,7 +104,7 @@ def _spans(vectors: Iterable[Row], wanted: Row) -> bool:
             continue
         basis.append(vector / new)
         rest = rest - (basis[-1] @ rest) * basis[-1]
-        if _length(rest) <= _TOLERANCE * length:
+        if _length(rest) <= within * length:
             return True
     return False
 

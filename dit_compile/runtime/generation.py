@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from dit_compile.errors import DitcWarning
 from dit_compile.ir.schedule import Done, Step
-from dit_compile.runtime.descent import Point, Row
+from dit_compile.runtime.descent import Point, Row, alike
 from dit_compile.runtime.timetable import Times, Timetable
 
 #: More lanes than any guidance scheme has: the conditions are not what separates lanes.
@@ -23,6 +23,8 @@ _MAX_LANES = 8
 _TRAIL = 2 * _MAX_LANES
 #: Steps after which a cache that reused nothing is worth a warning.
 _ENOUGH_STEPS = 4
+#: Steps in a row at which an input was new that make it one that changes at every step.
+_ENOUGH_MOVES = 3
 #: Generations in a row that broke off where time went on as in one.
 _ENOUGH_BREAKS = 3
 
@@ -166,8 +168,10 @@ class Generation:
         seen: the timesteps of its steps so far.
         lanes: its streams of evaluations.
         points: the latents of the current step, by content.
+        starts: the latents of its first step.
         trail: the latents of its latest evaluations, the newest first.
         moved: for an input that was new to every lane after the first step, at which steps.
+        stayed: inputs that had a value at two steps.
         ambiguous: why its calls cannot be placed, empty if they can.
         caller: of its latest call.
         over: whether it was ended from outside.
@@ -178,8 +182,10 @@ class Generation:
     seen: list[Times] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
     points: dict[bytes, Point] = field(default_factory=dict)
+    starts: list[Row] = field(default_factory=list)
     trail: list[Sequence[Point]] = field(default_factory=list)
     moved: dict[str, set[int]] = field(default_factory=dict)
+    stayed: set[str] = field(default_factory=set)
     ambiguous: str = ""
     caller: object = None
     over: bool = False
@@ -188,14 +194,33 @@ class Generation:
         """Whether all of these latents were evaluated at the current step."""
         return all(row.tobytes() in self.points for row in rows)
 
-    def parents(self, rows: Sequence[Row]) -> Sequence[Point] | None:
-        """The latents that these ones follow from, ``None`` if there are none."""
+    def parents(self, rows: Sequence[Row], *, next_step: bool = False) -> Sequence[Point] | None:
+        """The latents that these ones follow from, ``None`` if there are none.
+
+        Args:
+            rows: elements of the latents.
+            next_step: they are those of a later step, so none of them is what the generation
+                began with: that is the same noise, drawn again.
+        """
+        if next_step and any(map(self._begins_again, rows)):
+            return None
         for points in self.trail:
             if _lead(points, rows):
                 return points
         anywhere = {id(point): point for points in self.trail for point in points}.values()
         found = [next((p for p in anywhere if p.leads_to(row)), None) for row in rows]
         return None if None in found else [point for point in found if point is not None]
+
+    def _begins_again(self, row: Row) -> bool:
+        return row.tobytes() not in self.points and any(alike(row, start) for start in self.starts)
+
+    def move_on(self, index: int, times: Times) -> None:
+        """Go on to a later step."""
+        if not self.starts:
+            self.starts = [point.latent for point in self.points.values()]
+        self.index = index
+        self.seen.append(times)
+        self.points = {}
 
     def enter(self, rows: Sequence[Row], parents: Sequence[Point] | None) -> Sequence[Point]:
         """Remember latents that are evaluated at the current step."""
@@ -335,11 +360,14 @@ class Tracker:
     def moving(self) -> set[str]:
         """Inputs that were taken to be fixed for a generation and are not.
 
-        Lanes may begin late, as guidance does in some schemes, and a prompt may be written to: that
-        is a change at one step.
+        They are new at every step. Lanes may begin late, as guidance does in some schemes, and a
+        prompt may be written to: but those have values that stay for a step at least.
         """
-        moved = self.generation.moved if self.generation is not None else {}
-        return {name for name, steps in moved.items() if len(steps) > 1}
+        found = self.generation
+        if found is None:
+            return set()
+        enough = {name for name, steps in found.moved.items() if len(steps) >= _ENOUGH_MOVES}
+        return enough - found.stayed
 
     def end(self) -> None:
         """End the generation and free its state, for example after an exception.
@@ -350,6 +378,7 @@ class Tracker:
             self._review(self.generation)
             self.generation.over = True
             self.generation.points, self.generation.trail = {}, []
+            self.generation.starts = []
             for lane in self.generation.lanes:
                 lane.kept, lane.context, lane.points = {}, {}, None
         while self.at_end:
@@ -379,15 +408,18 @@ class Tracker:
 
     def _stay(self, found: Generation, lanes: list[Lane], call: Call, form: Form) -> Place:
         """Place a call at the current step."""
-        waiting = [lane for lane in lanes if lane.of(form).last_step < found.index]
+        for lane in lanes:
+            if _ran_in_another_form(lane, form, found.index) and self._same(lane, call):
+                return self._settle(found, lane, call, form, None)
+        waiting = [lane for lane in lanes if lane.last_step < found.index]
         if waiting:
             lane = waiting[0]
-            if lane.last_step == found.index:
-                if self._same(lane, call):  # another form of the model was here
-                    return self._settle(found, lane, call, form, None)
-            elif self._descends(found, lane, call):
-                return self._settle(found, lane, call, form, self._latest_of(lanes, lane, call))
-            elif found.holds(call.rows or ()):
+            before = next((each for each in lanes if each.order == lane.order - 1), None)
+            if before is not None and self._leads(before, call) and _descend(before, lane):
+                return self._settle(found, lane, call, form, before.points)
+            if self._descends(found, lane, call):
+                return self._settle(found, lane, call, form, lane.points)
+            if found.holds(call.rows or ()):
                 lane.points = None
                 return self._settle(found, lane, call, form, None)
             return self._first(call, form, self._stated_step(call))
@@ -421,7 +453,7 @@ class Tracker:
         stated: int | None,
     ) -> Place:
         """Place a call at a later step, if its latent follows from those before."""
-        parents = None if call.rows is None else found.parents(call.rows)
+        parents = None if call.rows is None else found.parents(call.rows, next_step=True)
         trusted = stated is not None and call.caller == found.caller
         if parents is None and call.rows is not None and not trusted:
             self._note_break(found)
@@ -429,9 +461,7 @@ class Tracker:
         self._breaks = 0
         lane = next((lane for lane in lanes if not lane.order), None)
         self._observe_clock(lane.times if lane is not None else found.seen[-1], call.times)
-        found.index = stated if stated is not None else found.index + 1
-        found.seen.append(call.times)
-        found.points = {}
+        found.move_on(stated if stated is not None else found.index + 1, call.times)
         if lane is None:
             self._note_moved(found, call)
         elif parents and not trusted and not _lead_back(parents, lane.points or ()):
@@ -451,6 +481,8 @@ class Tracker:
         """The place of a call in a lane, which is made if there is none, at the current step."""
         found.caller = call.caller
         strange = lane is not None and lane.points is None and call.rows is not None
+        if lane is not None and lane.last_step < found.index:
+            found.stayed.update(lane.context)
         lane = lane or self._open(found, call, order)
         kept = lane.of(form)
         rewritten = _renew(kept, form)
@@ -548,7 +580,7 @@ class Tracker:
             ways = (self._direction(a, b) for a, b in zip(seen[-2::-1], seen[:0:-1], strict=True))
             return way == next(filter(None, ways), way)
         usual = way in (self._travel, found.turn)
-        if not usual and (call.rows is None or found.parents(call.rows) is None):
+        if not usual and (call.rows is None or found.parents(call.rows, next_step=True) is None):
             return False
         self._travel = way
         return True
@@ -581,11 +613,6 @@ class Tracker:
                 return True
         return _lead(lane.points, call.rows)
 
-    def _latest_of(self, lanes: Sequence[Lane], lane: Lane, call: Call) -> Sequence[Point] | None:
-        """The latent of a lane that a call follows from, or that of the evaluation before it."""
-        before = next((each for each in lanes if each.order == lane.order - 1), None)
-        return before.points if before is not None and self._leads(before, call) else lane.points
-
     def _open(self, found: Generation, call: Call, order: int) -> Lane:
         """Open a lane; what an earlier generation computed ahead under its conditions is kept."""
         context = {name: self._hold(value) for name, value in call.context.items()}
@@ -617,10 +644,12 @@ class Tracker:
     # -- what users see --------------------------------------------------------------------------
 
     def _note_moved(self, found: Generation, call: Call) -> None:
-        """Record which inputs have a value that no lane has had."""
+        """Record which inputs have a value that no lane has had, and which have one that was."""
         for name, value in call.context.items():
             held = [lane.context[name] for lane in found.lanes if name in lane.context]
-            if held and not any(each.same(value) for each in held):
+            if any(each.same(value) for each in held):
+                found.stayed.add(name)
+            elif held:
                 found.moved.setdefault(name, set()).add(found.index)
 
     def _note_break(self, found: Generation) -> None:
@@ -712,6 +741,18 @@ def _lead_back(points: Sequence[Point], earlier: Sequence[Point]) -> bool:
         any(each is old for each in point.lineage())
         for point, old in zip(points, earlier, strict=True)
     )
+
+
+def _descend(lane: Lane, earlier: Lane) -> bool:
+    """Whether the latents of one lane follow from those of another, where they are seen."""
+    if lane.points is None or earlier.points is None:
+        return lane.points is None
+    return _lead_back(lane.points, earlier.points)
+
+
+def _ran_in_another_form(lane: Lane, form: Form, index: int) -> bool:
+    """Whether a lane has run at a step, and not this form of it."""
+    return lane.last_step == index and lane.of(form).last_step < index
 
 
 def _all_ran(found: Generation) -> bool:

@@ -284,6 +284,43 @@ class TestDescent:
             assert steps(list(map(seen.place, calls))) == [0] * 8
         assert len(caught) == 1
 
+    def test_second_evaluations_follow_from_both_results(self) -> None:
+        """Heun's method, of a model that returns something else at each call."""
+        seen, rng = Calls(), np.random.default_rng(1)
+
+        def evaluate(t: int, latent: Row) -> tuple[Place, Row]:
+            place, result = seen(t, latent=latent), rng.standard_normal(64)
+            seen.tracker.observe(place, [result])
+            return place, result
+
+        x = rng.standard_normal(64)
+        place, slope = evaluate(9, x)
+        places = [place]
+        for t in (8, 7, 6, 5):
+            place, other = evaluate(t, x - 0.3 * slope)
+            x = x - 0.15 * (slope + other)
+            again, slope = evaluate(t, x)
+            places += [place, again]
+        assert [place.lane.order for place in places] == [0, *[0, 1] * 4]
+        assert (steps(places)[-1], seen.tracker.generations) == (4, 1)
+
+    def test_the_same_noise_again_is_another_generation(self) -> None:
+        """Though time goes on, and the loop can be followed back: the sampler has scaled it."""
+        seen = Calls()
+        drawn = latents(6, seed=1)
+        places = [seen(t, latent=x) for t, x in zip((9, 8, 7, 6), drawn, strict=False)]
+        assert steps(places) == [0, 1, 2, 3]
+        assert steps([seen(5, latent=0.7 * drawn[0]), seen(4, latent=0.7 * drawn[1])]) == [0, 1]
+        assert seen.tracker.generations == 2
+
+    def test_what_stays_is_not_the_noise_again(self) -> None:
+        """Of several latents that are looked at, one may be a picture to go by."""
+        seen = Calls()
+        (picture,) = latents(1, seed=2)
+        for t, latent in zip((9, 8, 7, 6), latents(4, seed=1), strict=True):
+            place = seen.place(Call({"t": (t,)}, (), {}, rows=[latent, picture]))
+        assert (place.step.index, seen.tracker.generations) == (3, 1)
+
     def test_the_same_latent_at_another_time_is_another_generation(self) -> None:
         """As calibrations and training call models: each time with the same latent."""
         seen = Calls()
@@ -311,12 +348,49 @@ class TestForms:
         assert (place.doubt, place.kept.state) == ("a weight was written to", {})
         assert seen(7).certain
 
+    def test_a_form_may_come_in_between_two_evaluations_of_a_step(self) -> None:
+        """It does the second one, which the first form has not done either."""
+        times, drawn, other = (9, 9, 7, 7, 5, 5), latents(6, seed=1), Form()
+        calls = [call(t, latent=x) for t, x in zip(times, drawn, strict=True)]
+        seen = Calls(times)
+        forms = (None, None, None, other, None, other)
+        places = [seen.place(made, form) for made, form in zip(calls, forms, strict=True)]
+        assert steps(places) == [0, 0, 1, 1, 2, 2]
+        assert [place.lane.order for place in places] == [0, 1] * 3
+        assert seen.tracker.generations == 1
+        assert len({id(place.kept) for place in places}) == 3
+
     def test_sizes_belong_to_the_lane(self) -> None:
         """Two guidance calls whose texts differ in length."""
         seen = Calls()
         places = [seen(t, size, size) for t in (9, 8, 7) for size in (4, 6)]
         assert steps(places) == [0, 0, 1, 1, 2, 2]
         assert all(place.certain for place in places)
+
+
+class TestMoving:
+    """Which inputs change from step to step, so that they are no condition."""
+
+    def watch(self, *prompts: str) -> set[str]:
+        """Of a loop whose steps are called with these prompts, a letter for each call."""
+        seen = Calls()
+        for step, several in enumerate(prompts):
+            for prompt in several:
+                seen(100 - step, prompt)
+        return seen.tracker.moving
+
+    def test_new_at_each_step(self) -> None:
+        assert self.watch("a", "b", "c") == set()
+        assert self.watch("a", "b", "c", "d") == {"prompt"}
+        assert self.watch("ax", "by", "cz", "dw") == {"prompt"}
+
+    def test_prompts_that_change_now_and_then(self) -> None:
+        assert self.watch("a", "b", "b", "c", "c", "d", "d") == set()
+
+    def test_a_prompt_that_changes_and_a_lane_that_begins(self) -> None:
+        """At steps that follow each other; what is taken for a latent is compared no more."""
+        assert self.watch("a", "b", "xb", "xc", "xc") == set()
+        assert self.watch("a", "a", "xa", "xb", "yb", "yb") == set()
 
 
 class TestDoubt:

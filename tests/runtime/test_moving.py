@@ -91,7 +91,7 @@ def test_a_cache_drops_its_state(model: Toy, built: list[Any]) -> None:
     calls = moving()
     fast = compiled(model, interval=2)
     with ditc.session(timesteps=TIMES), pytest.warns(DitcWarning, match="y changes") as said:
-        assert_same(run(fast, calls), alone(model, calls, "cccrcrcc"))
+        assert_same(run(fast, calls), alone(model, calls, "cccccrcc"))
     assert len(said) == 1
     with ditc.session(timesteps=TIMES) as session:  # what was seen stays known
         assert_same(run(fast, calls), alone(model, calls, "crcrcrcc"))

@@ -146,7 +146,7 @@ class TestLanes:
     def test_address_reused_by_another_prompt(self, toy: Toy) -> None:
         """Each prompt dies before the next is made, which then gets its memory.
 
-        Two new ones show that prompts change at each step; from there on they are no condition.
+        Three new ones show that prompts change at each step; from there on they are no condition.
         """
         torch._dynamo.reset()
 
@@ -156,7 +156,7 @@ class TestLanes:
 
         fast = compiled(toy)
         with ditc.session(fast), pytest.warns(DitcWarning, match="y changes from step to step"):
-            assert_same(run(fast, calls()), alone(toy, calls(), "cccrcr"))
+            assert_same(run(fast, calls()), alone(toy, calls(), "ccccrc"))
 
     def test_scalar_condition_beside_the_timestep(self, toy: Toy, fast: Any) -> None:
         """A guidance scale has a timestep's form; the first move shows which of them is one."""
@@ -318,7 +318,7 @@ class TestSolvers:
         calls = list(Loop(label(0), times=range(900, 300, -50)))
         calls = [call | {"y": prompt(step)} for step, call in enumerate(calls)]
         with ditc.session(fast) as session, pytest.warns(DitcWarning) as caught:
-            assert_same(run(fast, calls), alone(toy, calls, "ccc" + "rc" * 4 + "r"))
+            assert_same(run(fast, calls), alone(toy, calls, "cccc" + "rc" * 4))
         assert len(caught) == 1
         assert str(caught[0].message).startswith("ditc: y changes from step to step")
         assert session.summary()["lanes"] == 1
@@ -335,6 +335,25 @@ class TestSolvers:
         with ditc.session(fast), pytest.warns(DitcWarning) as caught:
             run(fast, calls)
         assert len(caught) == 1
+
+
+class TestWeights:
+    """State is never reused with other weights than those that made it."""
+
+    @pytest.mark.parametrize("stated", [False, True])
+    def test_written_to_without_a_trace(self, stated: bool) -> None:
+        """The user says so, before a step that would reuse."""
+        torch._dynamo.reset()
+        toy = Toy()
+        fast = compiled(toy)
+        calls = list(Loop(label(1)))
+        with ditc.session(fast, timesteps=TIMES if stated else None):
+            run(fast, calls[:3])
+            toy.blocks[0].attn.q.weight.data.mul_(1.5)
+            toy.blocks[1].mlp[0].weight.data.mul_(1.5)
+            ditc.reset(toy)
+            pattern = "cc" if stated else "cr"  # a stated step keeps its number
+            assert_same(run(fast, calls[3:5]), alone(toy, calls[3:5], pattern))
 
 
 class TestInferenceMode:
