@@ -21,7 +21,6 @@ from tests import zoo
 from tests.analysis.structures import FAMILIES
 from tests.passes.irtest import capture, ops, randn, weights
 
-
 #: Two unlike families with the slow tests, the others with those outside CI.
 EACH = [
     pytest.param(family, marks=pytest.mark.slow if family in ("dit", "sd3") else pytest.mark.full)
