@@ -167,3 +167,6 @@ FAULTS: tuple[Fault, ...] = (
     second_evaluations_in_the_first_ones_lane,
     moved_twice_is_moving,
 )
+
+#: Those that change models for good, as they have them compiled otherwise.
+LASTING = (moved_twice_is_moving,)
