@@ -211,6 +211,11 @@ class Generation:
         found = [next((p for p in anywhere if p.leads_to(row)), None) for row in rows]
         return None if None in found else [point for point in found if point is not None]
 
+    def latest(self, rows: Sequence[Row]) -> Sequence[Point] | None:
+        """The latents of the latest evaluation, if they are as many."""
+        points = self.trail[0] if self.trail else ()
+        return points if len(points) == len(rows) else None
+
     def _begins_again(self, row: Row) -> bool:
         return row.tobytes() not in self.points and any(alike(row, start) for start in self.starts)
 
@@ -453,8 +458,11 @@ class Tracker:
         stated: int | None,
     ) -> Place:
         """Place a call at a later step, if its latent follows from those before."""
-        parents = None if call.rows is None else found.parents(call.rows, next_step=True)
         trusted = stated is not None and call.caller == found.caller
+        parents = None
+        if call.rows is not None:
+            latest = found.latest(call.rows) if trusted else None
+            parents = latest or found.parents(call.rows, next_step=True)
         if parents is None and call.rows is not None and not trusted:
             self._note_break(found)
             return self._first(call, form, stated)
