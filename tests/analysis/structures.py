@@ -27,13 +27,13 @@ OTHERS = tuple(case.name for case in zoo.CASES if case.name not in FAMILIES)
 def each(names: Iterable[str], *, quick: Collection[str] = ()) -> list[ParameterSet]:
     """Parameters of a test that runs on many classes, slowly but for the ``quick`` ones.
 
-    A capture takes ten times as long as what a test does with it, so one worker runs all tests of a
-    class, in whatever file they are, and :func:`captured` captures it there once.
+    A capture takes ten times as long as what a test does with it, so the tests of a class run one
+    after the other, in whatever file they are, and :func:`captured` captures it once for them.
     """
     return [
         pytest.param(name)
         if name in quick
-        else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.xdist_group(name)])
+        else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.together(name)])
         for name in names
     ]
 
