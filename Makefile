@@ -19,13 +19,12 @@ test-lowest: $(READY)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
 	  $(BIN)/python -m pytest -n auto -m "processor and not slow and not full"
 
-# One worker runs all tests of a group, here of a model, which it then captures once.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 # What takes longer than CI may: about 45 minutes on two cores. Run it before a release.
 test-full: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m full
+	$(BIN)/python -m pytest -n auto -m full
 
 lint: $(READY)
 	$(BIN)/ruff check .

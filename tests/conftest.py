@@ -34,6 +34,20 @@ def _grad_mode_is_left_as_it_was() -> Iterator[None]:
     assert left, "the test left autograd switched off"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what is expensive to make run one after the other, at the first one's turn.
+
+    pytest-xdist hands out neighbours to one worker. Its own groups do that too, but not with every
+    version of pytest.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("together")
+        groups.setdefault(f"together: {mark.args[0]}" if mark else item.nodeid, []).append(item)
+    items[:] = [item for group in groups.values() for item in group]
+
+
 # --- in CI, a skip is a failure --------------------------------------------------------------
 #
 # Reports are made where a test runs, in a worker of pytest-xdist or in the only process, and pytest

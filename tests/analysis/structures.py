@@ -29,8 +29,8 @@ def each(names: Iterable[str], *, quick: Collection[str] = ()) -> list[Parameter
 
     Those that are in none of the :data:`FAMILIES` are of the full stage, outside CI.
 
-    A capture takes ten times as long as what a test does with it, so one worker runs all tests of a
-    class, in whatever file they are, and :func:`captured` captures it there once.
+    A capture takes ten times as long as what a test does with it, so the tests of a class run one
+    after the other, in whatever file they are, and :func:`captured` captures it once for them.
     """
     return [
         pytest.param(name)
@@ -39,7 +39,7 @@ def each(names: Iterable[str], *, quick: Collection[str] = ()) -> list[Parameter
             name,
             marks=[
                 pytest.mark.slow if name in FAMILIES else pytest.mark.full,
-                pytest.mark.xdist_group(name),
+                pytest.mark.together(name),
             ],
         )
         for name in names
