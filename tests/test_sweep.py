@@ -92,6 +92,7 @@ def test_the_table_of_classes_is_true(name: str) -> None:
     assert rows(TABLE.read_text())[row.name] == row
 
 
+@pytest.mark.full
 def test_the_table_has_every_class() -> None:
     text = TABLE.read_text()
     assert set(rows(text)) == {type(zoo.build(case)).__name__ for case in zoo.EVERY}

@@ -122,8 +122,11 @@ ATTENTIONS: dict[str, Callable[[], Attention]] = {
 }
 
 
-@pytest.mark.parametrize("target", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("target", ["eager", pytest.param("inductor", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "both" else pytest.param(name, marks=pytest.mark.slow) for name in ATTENTIONS],
+)
 def test_flex_attention(name: str, target: str) -> None:
     model, x = weights(ATTENTIONS[name]()), randn(2, 128, 32)
     options = {"strict": True, "target": target}
