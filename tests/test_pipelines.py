@@ -48,7 +48,7 @@ def _dit() -> Any:
         sample_size=8,
         num_embeds_ada_norm=1000,
     )
-    return diffusers.DiTPipeline(transformer, _vae(), diffusers.DDIMScheduler())
+    return diffusers.DiTPipeline(transformer, _vae(), diffusers.DDIMScheduler(clip_sample=False))
 
 
 def _pixart() -> Any:
