@@ -199,7 +199,7 @@ def page(found: Iterable[Row]) -> str:
     """The whole of ``docs/support.md``."""
     lines: Iterator[str] = (str(row) for row in sorted(found, key=lambda row: row.name))
     left = (f"| {name} | {reason} |" for name, reason in zoo.LEFT_OUT)
-    tail = "\nNot measured, as they are no models of a denoising step:\n\n| class | |\n|---|---|\n"
+    tail = "\nNot measured:\n\n| class | why |\n|---|---|\n"
     return _HEAD + "\n".join(lines) + "\n" + tail + "\n".join(left) + "\n"
 
 
