@@ -19,7 +19,7 @@ from dit_compile.errors import OptionError
 FEW = {"hunyuan-dit-512": 4}  # its second half reads what its first half kept
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_each_model_runs(case: Case) -> None:
     model = case.build(torch.float32, "cpu", FEW.get(case.name, 1))
