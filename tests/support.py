@@ -36,7 +36,7 @@ _HEAD = f"""\
 # What ditc does with the transformer classes of diffusers
 
 Measured on tiny configurations with random weights (`tests/zoo`), in float32 on a CPU, by
-`python -m tests.support`; `make test-full` checks that it is still so, and that no class is missing.
+`python -m tests.support`; `make test-full` checks that it is still so and that no class is missing.
 
 - *Captured* whole: with `fullgraph=True` and `strict`, one graph gives eager's results within 1e-5,
   in two shapes. Otherwise why Dynamo itself breaks the step into several graphs: with `strict` they
