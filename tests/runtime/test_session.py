@@ -38,6 +38,14 @@ STEPS = len(TIMES)
 ALTERNATE = every(2, STEPS)
 
 
+@pytest.fixture
+def moved(toy: Toy) -> Iterator[Any]:
+    """A compiled model that nobody else has, since it will learn which conditions move."""
+    torch._dynamo.reset()
+    yield compiled(toy)
+    torch._dynamo.reset()
+
+
 def test_patterns_differ_by_more_than_rounding(toy: Toy) -> None:
     loop = Loop(label(1))
     full, cached = alone(toy, loop, "c" * STEPS), alone(toy, loop, ALTERNATE)
@@ -143,20 +151,18 @@ class TestLanes:
         with ditc.session(fast):
             assert_same(run(fast, calls()), alone(toy, calls(), "crcccrcc"))
 
-    def test_address_reused_by_another_prompt(self, toy: Toy) -> None:
+    def test_address_reused_by_another_prompt(self, toy: Toy, moved: Any) -> None:
         """Each prompt dies before the next is made, which then gets its memory.
 
         Three new ones show that prompts change at each step; from there on they are no condition.
         """
-        torch._dynamo.reset()
 
         def calls() -> Iterator[dict[str, Any]]:
             for step, call in enumerate(Loop(label(0), times=TIMES[:6])):
                 yield call | {"y": prompt(step)}
 
-        fast = compiled(toy)
-        with ditc.session(fast), pytest.warns(DitcWarning, match="y changes from step to step"):
-            assert_same(run(fast, calls()), alone(toy, calls(), "ccccrc"))
+        with ditc.session(moved), pytest.warns(DitcWarning, match="y changes from step to step"):
+            assert_same(run(moved, calls()), alone(toy, calls(), "ccccrc"))
 
     def test_scalar_condition_beside_the_timestep(self, toy: Toy, fast: Any) -> None:
         """A guidance scale has a timestep's form; the first move shows which of them is one."""
@@ -312,13 +318,11 @@ class TestSolvers:
         with ditc.session(fast):
             assert_same(run(fast, loop), alone(toy, loop, "crcrcrcr"))
 
-    def test_conditions_that_change_at_every_call(self, toy: Toy) -> None:
-        torch._dynamo.reset()
-        fast = compiled(toy)
+    def test_conditions_that_change_at_every_call(self, toy: Toy, moved: Any) -> None:
         calls = list(Loop(label(0), times=range(900, 300, -50)))
         calls = [call | {"y": prompt(step)} for step, call in enumerate(calls)]
-        with ditc.session(fast) as session, pytest.warns(DitcWarning) as caught:
-            assert_same(run(fast, calls), alone(toy, calls, "cccc" + "rc" * 4))
+        with ditc.session(moved) as session, pytest.warns(DitcWarning) as caught:
+            assert_same(run(moved, calls), alone(toy, calls, "cccc" + "rc" * 4))
         assert len(caught) == 1
         assert str(caught[0].message).startswith("ditc: y changes from step to step")
         assert session.summary()["lanes"] == 1
